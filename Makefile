@@ -1,0 +1,49 @@
+# vmsweep's targets. Each one sets up first what it needs: Debian packages (as root), node_modules with the
+# project's own Node 26, the guest image. That is idempotent and takes a moment when nothing is to do.
+
+SHELL := /bin/bash
+export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
+
+NODE := node_modules/.bin/node
+# Two files at a time: under TCG one guest takes one core. The time limit is a guard against hanging, not a measurement.
+TEST := $(NODE) --test --test-reporter=spec --test-concurrency=2 --test-timeout=1200000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-guest check test soak demo bench build format lock clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+setup: ## Debian packages where missing (as root), node_modules
+	@tools/setup.sh
+
+setup-guest: setup ## the guest image too (once, half a minute or more; kept in the user's cache folder)
+	@tools/setup.sh --guest
+
+check: setup ## types, format, lint, unused exports, layers, unit tests: under a minute
+	@$(NODE) tools/check.ts
+
+test: setup-guest check ## check, then everything under test/: real tools, real guests
+	@$(TEST) "test/**/*.test.ts"
+
+soak: setup-guest ## long runs: test/soak/*.soak.ts
+	@$(TEST) --test-timeout=14400000 "test/soak/**/*.soak.ts"
+
+demo: setup-guest ## a guest deletes files and the host gets the space back
+	@$(NODE) tools/demo.ts
+
+bench: setup ## fio against vmsweep, nbdkit and qemu-nbd
+	@$(NODE) bench/run.ts
+
+build: setup ## the package for publishing, as JavaScript, in dist/
+	@$(NODE) tools/build.ts
+
+format: setup ## put all sources into the project's format
+	@biome check --write --linter-enabled=false
+
+lock: ## package-lock.json anew, after a change of package.json
+	@npm install --package-lock-only --loglevel=error
+	@$(NODE) tools/complete-lock.ts
+
+clean: ## what was built; node_modules and the guest image stay
+	rm -rf dist coverage .cache
