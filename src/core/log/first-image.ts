@@ -1,0 +1,595 @@
+// First image: the log that accumulates all guest writes of a disk, with its index. This is the door to
+// the log; the parts behind it are
+//
+//   format      records in the file            segments   places, live counts, what may be freed
+//   index-map   block ─▶ slot, with views      appender   staged writes ─▶ file ─▶ index
+//   recovery    file ─▶ log                    flusher    durability, freeing
+//
+// Synchronous and without allocation per write: the data plane's thread is its only user. No part of it
+// reads a clock or draws lots, so that the crash simulation replays histories exactly.
+//
+// The promise. After any power cut the disk is a consistent prefix: every write that was committed before a completed
+// flush began is there, and those after it survive in order up to some point, entry by entry. Writes that failed may be
+// there, wholly or in part, or not.
+//
+// What the callers promise in return
+//  - commit before reading: staged writes aren't in the index
+//  - `moved` only for copies that are durable in the second image, and copy only slots below `durablePosition`: else
+//    the second image would show, after a cut, a write that the log has lost
+//  - `punched` only for runs that read as zeros, durably, in the second image
+//  - one cleaner, which decides, moves and drops on one view at a time
+//  - a slot read through `get` or `resolve` is read before anything else is called; one kept longer needs a view
+
+import { assert, VmsweepError } from "../../foundations/errors.ts";
+import type { BlockCount, ByteCount, ByteOffset, LogPosition } from "../../foundations/units.ts";
+import {
+	BLOCK_SIZE,
+	blockCount,
+	byteCount,
+	byteOffset,
+	divCeil,
+	divFloor,
+	formatBytes,
+	logPosition,
+} from "../../foundations/units.ts";
+import { applyEntry, Appender, RESERVED_SEGMENTS } from "./appender.ts";
+import { Flusher } from "./flusher.ts";
+import type { Superblock } from "./format.ts";
+import {
+	DEFAULT_SEGMENT_BYTES,
+	encodeSuperblock,
+	geometryOf,
+	KIND_DATA,
+	KIND_DROP,
+	KIND_ZERO,
+	MAX_DISK_BYTES,
+	offsetOfPlace,
+	SEGMENTS_AT,
+} from "./format.ts";
+import type { HostFile, PinnedBytes } from "./host-file.ts";
+import type { IndexView, RunVisitor } from "./index-map.ts";
+import { IndexMap, ZERO } from "./index-map.ts";
+import { readSuperblock, Recovery } from "./recovery.ts";
+import type { Pin } from "./segments.ts";
+import { Segment, SegmentTable } from "./segments.ts";
+import type { LogState, Safeguards } from "./state.ts";
+import { ALL_SAFEGUARDS, headPosition, isHarmless } from "./state.ts";
+
+export type { RunVisitor } from "./index-map.ts";
+export { ABSENT, ZERO } from "./index-map.ts";
+
+/** What identifies and shapes a first image; fixed when it is formatted. */
+export interface FormatParams {
+	/** 16 bytes, shared with the second image and disk.json. */
+	readonly uuid: Uint8Array;
+	readonly diskBytes: ByteCount;
+	/** Host bytes of one segment, a power of two; default 8 MiB. */
+	readonly segmentBytes?: number;
+	/** Most host bytes that the log may fill; default unlimited. Can be overridden at open. */
+	readonly limitBytes?: number;
+}
+
+export interface OpenOptions {
+	/** CRC-32 (IEEE, as zlib's) of all of `bytes`. */
+	readonly checksum: (bytes: Uint8Array) => number;
+	/** Memory that the log's own system calls gather from (summaries and headers), 4-byte aligned. */
+	readonly allocatePinned: (length: number) => PinnedBytes;
+	/** Refuses another disk's log with DISK_IMAGES_MIXED. */
+	readonly expectedUuid?: Uint8Array;
+	readonly limitBytes?: number;
+	/** Free segments kept allocated for reuse rather than handed out for punching; default 4. */
+	readonly warmSegments?: number;
+	/** For messages; default "first.log". */
+	readonly name?: string;
+	/** Only for the crash simulation's broken variants. */
+	readonly safeguards?: Safeguards;
+}
+
+/** The disk at one instant. Holds its segments against reuse until released; costs one small copy. */
+export interface View {
+	/** Data at positions below this one is in the view, none at or above it. */
+	readonly position: LogPosition;
+	/** True once every entry (zeroing too) that the view shows is durable in the log. */
+	readonly durable: boolean;
+	readonly released: boolean;
+	/** ABSENT, ZERO or a slot. */
+	get(block: number): number;
+	/** Visits `[block, block + count)` in order as merged runs. */
+	runs(block: number, count: number, visit: RunVisitor): void;
+	/** Idempotent. */
+	release(): void;
+}
+
+export interface SegmentInfo {
+	/** Unique for ever; grows by at least 1 from segment to segment. */
+	readonly sequence: number;
+	readonly state: "active" | "sealed";
+	readonly firstPosition: LogPosition;
+	/** First position past its used slots. */
+	readonly endPosition: LogPosition;
+	readonly usedSlots: number;
+	readonly liveSlots: number;
+	/** Zero and drop runs in it, whether they still count or not. */
+	readonly zeroRuns: number;
+	/** Host bytes it fills. */
+	readonly bytes: number;
+}
+
+/** A free segment's place in the file. */
+export interface ColdRange {
+	readonly offset: ByteOffset;
+	readonly length: ByteCount;
+}
+
+/** Smallest log that can work: the reserve, one segment to write, one to clean. */
+const MIN_SEGMENTS = RESERVED_SEGMENTS + 2;
+
+/** Writes an empty log into an empty file, durable on return. Throws FILE_EXISTS where the file is not empty, USAGE. */
+export function formatFirstImage(file: HostFile, params: FormatParams): void {
+	const { uuid, diskBytes, segmentBytes = DEFAULT_SEGMENT_BYTES, limitBytes = 0 } = params;
+	if (file.size() !== 0)
+		throw new VmsweepError("FILE_EXISTS", "the first image's file is not empty; give a disk that does not exist yet");
+	if (!(diskBytes > 0 && diskBytes <= MAX_DISK_BYTES && diskBytes % 512 === 0))
+		throw new VmsweepError(
+			"USAGE",
+			`disk size ${diskBytes}: give a multiple of 512 bytes up to ${formatBytes(MAX_DISK_BYTES)}`,
+		);
+	assert(uuid.length === 16, "a disk's UUID has 16 bytes");
+	const geometry = geometryOf(segmentBytes);
+	placesWithin(limitBytes, segmentBytes);
+	file.truncate(SEGMENTS_AT);
+	const record = new Uint8Array(BLOCK_SIZE);
+	for (const copy of [0, 1]) {
+		encodeSuperblock(record, {
+			uuid,
+			diskBytes,
+			segmentBytes,
+			summaryBytes: geometry.summaryBytes,
+			limitBytes,
+			generation: copy + 1,
+			freedSequence: 0,
+			freedEntries: 0,
+			durableEntries: 0,
+			epoch: 0,
+		});
+		file.write(record, byteOffset(copy * BLOCK_SIZE));
+	}
+	file.datasync();
+}
+
+/** Identity and size of the first image in `file`, without opening it. Throws LOG_DAMAGED, DISK_WRONG_VERSION, IO. */
+export function readIdentity(file: HostFile, name = "first.log"): Superblock {
+	return readSuperblock(file, name).superblock;
+}
+
+export class FirstImage {
+	/** 16 bytes. */
+	readonly uuid: Uint8Array;
+	readonly diskBytes: ByteCount;
+	/** Blocks of the disk; the last one may be cut short by the disk's end. */
+	readonly diskBlocks: BlockCount;
+	readonly segmentBytes: number;
+	readonly #state: LogState;
+	readonly #appender: Appender;
+	readonly #flusher: Flusher;
+	readonly #views: LogView[];
+	readonly #limitBytes: number;
+	/** Places whose headers hold the recovered log's end until the new epoch's header is durable. */
+	#held: number[];
+
+	/**
+	 * Recovers the log and begins an epoch. Where the host has no space for that, the first commit tries again.
+	 * Throws LOG_DAMAGED, DISK_WRONG_VERSION, DISK_IMAGES_MIXED, USAGE (limit too small), IO, NO_SPACE.
+	 */
+	static open(file: HostFile, options: OpenOptions): FirstImage {
+		return new FirstImage(file, options);
+	}
+
+	private constructor(file: HostFile, options: OpenOptions) {
+		const { name = "first.log", safeguards = ALL_SAFEGUARDS } = options;
+		const { superblock, copy } = readSuperblock(file, name);
+		if (options.expectedUuid && !superblock.uuid.every((byte, i) => byte === options.expectedUuid![i]))
+			throw new VmsweepError(
+				"DISK_IMAGES_MIXED",
+				`${name}: belongs to another disk; put back the files that belong together`,
+			);
+		this.uuid = superblock.uuid;
+		this.diskBytes = byteCount(superblock.diskBytes);
+		this.diskBlocks = blockCount(divCeil(superblock.diskBytes, BLOCK_SIZE));
+		this.segmentBytes = superblock.segmentBytes;
+		this.#limitBytes = (options.limitBytes ?? superblock.limitBytes) || Number.POSITIVE_INFINITY;
+		const geometry = geometryOf(superblock.segmentBytes, superblock.summaryBytes);
+		const recovery = new Recovery(file, name, superblock, options.checksum, safeguards);
+		const placesMax = placesWithin(this.#limitBytes, superblock.segmentBytes);
+		const table = new SegmentTable(geometry, recovery.placeCount, placesMax, options.warmSegments ?? 4);
+		const state: LogState = {
+			file,
+			name,
+			uuid: superblock.uuid,
+			geometry,
+			table,
+			index: new IndexMap(this.diskBlocks, table),
+			safeguards,
+			nextEntry: superblock.freedEntries,
+			durableEntries: 0,
+			durablePosition: 0,
+			lastSequence: 0,
+			epoch: 0,
+			freedSequence: superblock.freedSequence,
+			poison: undefined,
+		};
+		this.#state = state;
+		const recovered = recovery.run(copy, {
+			segment: ({ header, place }) => table.push(new Segment(header.sequence, place, header.firstEntry)),
+			entry: (summary, entry) => applyEntry(state, table.chain.at(-1)!, summary, entry),
+		});
+		table.popEmpty(recovered.emptyTail.length);
+		const last = table.chain.at(-1);
+		if (last) last.sealed = true;
+		this.#held = recovered.emptyTail.map(({ place }) => place);
+		const taken = new Set([...recovered.chain, ...recovered.emptyTail].map(({ place }) => place));
+		// Taken from the end: the file's first free place is used first.
+		for (let place = recovery.placeCount - 1; place >= 0; place--) if (!taken.has(place)) table.addFree([place]);
+		state.durableEntries = recovered.entries;
+		state.lastSequence = recovered.lastSequence;
+		state.epoch = safeguards.epochs ? recovered.lastEpoch + 1 : 1;
+		state.durablePosition = headPosition(state);
+		this.#views = [];
+		this.#appender = new Appender(state, options.checksum, options.allocatePinned);
+		this.#flusher = new Flusher(state, superblock, copy, this.#views);
+		try {
+			this.#appender.startEpoch();
+		} catch (error) {
+			if (!isHarmless(error)) throw error;
+		}
+		this.#releaseHeld();
+	}
+
+	/** Stages whole blocks. `source` must keep them unchanged until commit returns. */
+	stageData(block: number, count: number, source: PinnedBytes, offset: number): void {
+		this.#checkRun(block, count);
+		this.#appender.staging.add(KIND_DATA, block, count, source, offset);
+	}
+
+	/** Stages zeroing: "zero" for the guest's write-zeroes and trim, "drop" for the cleaner. */
+	stageZero(block: number, count: number, kind: "zero" | "drop"): void {
+		this.#checkRun(block, count);
+		this.#appender.staging.add(kind === "zero" ? KIND_ZERO : KIND_DROP, block, count, undefined, 0);
+	}
+
+	get stagedCount(): number {
+		return this.#appender.staging.count;
+	}
+
+	/**
+	 * Appends everything staged, in order, and clears the staging; of several items for a block the last one
+	 * wins. Returns how many items are completely in the log. Where that is fewer than were staged, `commitError`
+	 * says why (NO_SPACE, LOG_FULL, IO, LOG_POISONED), and the first item not done may be there in part, as on any
+	 * disk. After NO_SPACE and LOG_FULL the log works on. Never throws.
+	 */
+	commit(): number {
+		const done = this.#appender.commit();
+		if (this.#held.length > 0) this.#releaseHeld();
+		return done;
+	}
+
+	/** Why the last commit did less than everything; undefined if it didn't. */
+	get commitError(): VmsweepError | undefined {
+		return this.#appender.error;
+	}
+
+	/** True after a failed write or flush: every commit and flush is refused until the log is opened again. Reads work. */
+	get poisoned(): boolean {
+		return this.#state.poison !== undefined;
+	}
+
+	/**
+	 * Begins a flush of everything committed so far: then datasync the file, on any thread, and call completeFlush with
+	 * what this returned. Commits may go on meanwhile. One flush at a time. Throws LOG_POISONED.
+	 */
+	beginFlush(): LogPosition {
+		return logPosition(this.#flusher.begin());
+	}
+
+	/** The datasync has returned. May write a superblock (4 KiB) to free segments. Throws LOG_POISONED, IO. */
+	completeFlush(position: LogPosition): void {
+		this.#flusher.complete(position);
+	}
+
+	/** The datasync failed: nobody knows what is on disk, so the log is poisoned. */
+	failFlush(cause: unknown = new VmsweepError("IO", `${this.#state.name}: flush failed`)): void {
+		this.#flusher.fail(cause);
+	}
+
+	/** All data at positions below this one survives a power cut; only such may be copied to the second image. */
+	get durablePosition(): LogPosition {
+		return logPosition(this.#state.durablePosition);
+	}
+
+	/** True where another flush would bring segments nearer to reuse. */
+	get needsFlush(): boolean {
+		return this.#flusher.needsFlush;
+	}
+
+	/** Position that the next data slot gets. */
+	get position(): LogPosition {
+		return logPosition(headPosition(this.#state));
+	}
+
+	/** First position of the oldest segment. */
+	get tailPosition(): LogPosition {
+		const first = this.#state.table.chain[0];
+		return first ? logPosition(this.#state.table.firstPositionOf(first)) : this.position;
+	}
+
+	/** Makes everything durable and notes that it is, so that damage can be told from a cut later. Use nothing afterwards. */
+	close(): void {
+		this.#flusher.close();
+	}
+
+	/** ABSENT, ZERO or a slot. */
+	get(block: number): number {
+		return this.#state.index.get(block);
+	}
+
+	/** Visits `[block, block + count)` in order as merged runs; allocates nothing. */
+	resolve(block: number, count: number, visit: RunVisitor): void {
+		this.#state.index.resolve(block, count, visit);
+	}
+
+	/** Byte offset of a slot in the file. */
+	offsetOfSlot(slot: number): ByteOffset {
+		return byteOffset(slot * BLOCK_SIZE);
+	}
+
+	/** Position of a slot that is in use. */
+	positionOfSlot(slot: number): LogPosition {
+		return logPosition(this.#state.table.positionOfSlot(slot));
+	}
+
+	/** The disk as it is now. Release it: it holds segments and pages of the index. */
+	takeView(): View {
+		const state = this.#state;
+		const view = new LogView(state, state.index.takeView(), this.#views);
+		state.table.viewEpoch = state.index.epoch;
+		this.#views.push(view);
+		return view;
+	}
+
+	/** The log's segments, oldest first. */
+	segments(): SegmentInfo[] {
+		const { table, geometry } = this.#state;
+		return table.chain.map((segment) => ({
+			sequence: segment.sequence,
+			state: segment.sealed ? "sealed" : "active",
+			firstPosition: logPosition(table.firstPositionOf(segment)),
+			endPosition: logPosition(table.firstPositionOf(segment) + segment.usedSlots),
+			usedSlots: segment.usedSlots,
+			liveSlots: table.liveSlots(segment),
+			zeroRuns: segment.zeroBlocks.length,
+			bytes: geometry.segmentBytes,
+		}));
+	}
+
+	/** Current runs of a segment: triples [block, count, firstSlot] in slot order. Empty for an unknown sequence. */
+	liveRuns(sequence: number): Float64Array {
+		const { table, index } = this.#state;
+		const segment = table.chain.find((candidate) => candidate.sequence === sequence);
+		const runs: number[] = [];
+		if (!segment) return new Float64Array(0);
+		const base = table.firstSlotOf(segment.place);
+		for (let slot = 0; slot < segment.usedSlots; slot++) {
+			const block = table.blockOfSlot(segment, slot);
+			if (index.get(block) !== base + slot) continue;
+			const last = runs.length - 3;
+			const continues = last >= 0 && runs[last]! + runs[last + 1]! === block && runs[last + 2]! + runs[last + 1]! === base + slot;
+			if (continues) runs[last + 1]!++;
+			else runs.push(block, 1, base + slot);
+		}
+		return Float64Array.from(runs);
+	}
+
+	/**
+	 * Of the durable zero and drop runs of a segment, what still reads as ZERO: pairs [block, count], in log order. These
+	 * may be punched in the second image. (Runs that a power cut can still undo may not: the cut would leave zeros
+	 * where the guest, at that point of the log, had data.)
+	 */
+	zeroRuns(sequence: number): Float64Array {
+		const segment = this.#state.table.chain.find((candidate) => candidate.sequence === sequence);
+		const runs: number[] = [];
+		segment?.zeroBlocks.forEach((block, i) => {
+			if (segment.firstEntry + segment.zeroEntries[i]! >= this.#state.durableEntries) return;
+			this.#state.index.resolve(block, segment.zeroCounts[i]!, (value, at, count) => {
+				if (value === ZERO) runs.push(at, count);
+			});
+		});
+		return Float64Array.from(runs);
+	}
+
+	/**
+	 * Triples [block, count, firstSlot] whose copies in the second image are durable: blocks that still are at that
+	 * slot become ABSENT, if the slot is older than `view` (so that it can't be another write) and durable. Returns the
+	 * number of blocks changed.
+	 */
+	moved(runs: Float64Array, view: View): number {
+		assert(!view.released, "blocks are moved on a released view");
+		const { table, index } = this.#state;
+		const limit = Math.min(view.position, this.#state.durablePosition);
+		let changed = 0;
+		for (let i = 0; i + 2 < runs.length; i += 3) {
+			const block = runs[i]!;
+			const firstSlot = runs[i + 2]!;
+			this.#checkRun(block, runs[i + 1]!);
+			const segment = firstSlot > ZERO ? table.segmentOfSlot(firstSlot) : undefined;
+			if (!segment || firstSlot < table.firstSlotOf(segment.place)) continue;
+			const slotInSegment = firstSlot - table.firstSlotOf(segment.place);
+			const withinSegment = segment.usedSlots - slotInSegment;
+			const withinLimit = limit - (table.firstPositionOf(segment) + slotInSegment);
+			const count = Math.min(runs[i + 1]!, withinSegment, withinLimit);
+			if (count > 0) changed += index.clearWhere(block, count, firstSlot);
+		}
+		return changed;
+	}
+
+	/**
+	 * Pairs [block, count] proven unused on `view`: blocks unchanged since become ZERO, with drop entries in the log.
+	 * Blocks that are ZERO already, or not yet durable, are left alone. Returns the pairs that this call made ZERO, in
+	 * order: only these may be punched in the second image on its account. Fewer where `commitError` is set.
+	 */
+	dropped(runs: Float64Array, view: View): Float64Array {
+		assert(!view.released, "blocks are dropped on a released view");
+		assert(this.stagedCount === 0, "blocks are dropped while writes are staged");
+		const { index, durablePosition } = this.#state;
+		const pairs: number[] = [];
+		for (let i = 0; i + 1 < runs.length; i += 2) {
+			this.#checkRun(runs[i]!, runs[i + 1]!);
+			view.runs(runs[i]!, runs[i + 1]!, (before, from, length) => {
+				if (before === ZERO) return;
+				index.resolve(from, length, (now, block, count) => {
+					if (now !== (before > ZERO ? before + (block - from) : before)) return;
+					if (now > ZERO && this.positionOfSlot(now + count - 1) >= durablePosition) return;
+					const last = pairs.length - 2;
+					if (last >= 0 && pairs[last]! + pairs[last + 1]! === block) pairs[last + 1]! += count;
+					else pairs.push(block, count);
+				});
+			});
+		}
+		for (let i = 0; i < pairs.length; i += 2) this.stageZero(pairs[i]!, pairs[i + 1]!, "drop");
+		return Float64Array.from(pairs).subarray(0, this.commit() * 2);
+	}
+
+	/** Pairs [block, count] that read as zeros, durably, in the second image: ZERO becomes ABSENT. Returns blocks changed. */
+	punched(runs: Float64Array): number {
+		let changed = 0;
+		for (let i = 0; i + 1 < runs.length; i += 2) {
+			this.#checkRun(runs[i]!, runs[i + 1]!);
+			changed += this.#state.index.clearWhere(runs[i]!, runs[i + 1]!, ZERO);
+		}
+		return changed;
+	}
+
+	/** Closes the active segment, if it has entries, so that it can be cleaned; the next write opens another. Returns its sequence or 0. */
+	seal(): number {
+		const active = this.#state.table.chain.at(-1);
+		if (!active || active.sealed || active.entryCount === 0) return 0;
+		active.sealed = true;
+		return active.sequence;
+	}
+
+	/** Host bytes that the log fills: its segments and those that are being freed, not the free ones. */
+	get usedBytes(): ByteCount {
+		return byteCount(SEGMENTS_AT + this.#state.table.usedPlaces * this.segmentBytes);
+	}
+
+	/** Most host bytes that the log may fill; Infinity if unlimited. Guest writes stop two segments below it. */
+	get limitBytes(): ByteCount {
+		return byteCount(this.#limitBytes);
+	}
+
+	/** Host bytes that become free by flushing alone (at most twice). */
+	get freeableBytes(): ByteCount {
+		return byteCount(this.#flusher.freeableSegments * this.segmentBytes);
+	}
+
+	/** Free places that may hold host space, out of the pool until returned: punch them, on any thread. */
+	borrowCold(max: number): ColdRange[] {
+		return this.#state.table.lendCold(max).map((place) => this.#rangeOf(place));
+	}
+
+	/** `punched`: they were punched; else they will be lent again. */
+	returnCold(ranges: readonly ColdRange[], punched = true): void {
+		for (const range of ranges) this.#state.table.takeBack(this.#placeOf(range), punched);
+	}
+
+	/** Cuts free segments off the end of the file. Returns the bytes that the file became shorter. Throws IO. */
+	trimFile(): number {
+		const { table, geometry, file } = this.#state;
+		table.dropTrailing();
+		const end = offsetOfPlace(geometry, table.placeCount);
+		const before = file.size();
+		if (before <= end) return 0;
+		file.truncate(end);
+		return before - end;
+	}
+
+	/** Where the next segment's space isn't allocated yet: its range. Call the file's allocate, on any thread, then `allocated`. */
+	nextToAllocate(): ColdRange | undefined {
+		const place = this.#state.table.prepare();
+		return place < 0 ? undefined : this.#rangeOf(place);
+	}
+
+	allocated(range: ColdRange, succeeded = true): void {
+		this.#state.table.prepared(this.#placeOf(range), succeeded);
+	}
+
+	#checkRun(block: number, count: number): void {
+		if (!(block >= 0 && count > 0 && block + count <= this.diskBlocks))
+			throw new VmsweepError("OUT_OF_RANGE", `blocks ${block} to ${block + count} lie outside the disk's ${this.diskBlocks}`);
+	}
+
+	#rangeOf(place: number): ColdRange {
+		return { offset: byteOffset(offsetOfPlace(this.#state.geometry, place)), length: byteCount(this.segmentBytes) };
+	}
+
+	#placeOf(range: ColdRange): number {
+		return divFloor(range.offset - SEGMENTS_AT, this.segmentBytes);
+	}
+
+	#releaseHeld(): void {
+		if (!this.#appender.epochStarted) return;
+		this.#state.table.addFree(this.#held);
+		this.#held = [];
+	}
+}
+
+class LogView implements View, Pin {
+	readonly position: LogPosition;
+	readonly epoch: number;
+	readonly #entries: number;
+	readonly #state: LogState;
+	readonly #index: IndexView;
+	readonly #views: LogView[];
+
+	constructor(state: LogState, index: IndexView, views: LogView[]) {
+		this.position = logPosition(headPosition(state));
+		this.epoch = index.epoch;
+		this.#entries = state.nextEntry;
+		this.#state = state;
+		this.#index = index;
+		this.#views = views;
+	}
+
+	get durable(): boolean {
+		return this.#state.durableEntries >= this.#entries;
+	}
+
+	get released(): boolean {
+		return this.#index.released;
+	}
+
+	get(block: number): number {
+		return this.#index.get(block);
+	}
+
+	runs(block: number, count: number, visit: RunVisitor): void {
+		this.#index.runs(block, count, visit);
+	}
+
+	release(): void {
+		if (this.released) return;
+		this.#state.index.release(this.#index);
+		this.#views.splice(this.#views.indexOf(this), 1);
+	}
+}
+
+/** How many segments fit into `limitBytes` (0: unlimited), and into 32-bit slot numbers. Throws USAGE where too few. */
+function placesWithin(limitBytes: number, segmentBytes: number): number {
+	const addressable = divFloor(2 ** 32 * BLOCK_SIZE - SEGMENTS_AT, segmentBytes);
+	const places = Math.min(addressable, divFloor((limitBytes || Number.POSITIVE_INFINITY) - SEGMENTS_AT, segmentBytes));
+	if (places < MIN_SEGMENTS)
+		throw new VmsweepError(
+			"USAGE",
+			`limit ${formatBytes(limitBytes)} is too small for a first image; give at least ${formatBytes(SEGMENTS_AT + MIN_SEGMENTS * segmentBytes)}`,
+		);
+	return places;
+}

@@ -1,0 +1,251 @@
+// Simulated host: files whose unflushed sectors a power cut keeps, drops or tears, and a world that decides at which
+// call the power is cut or a call fails.
+//
+//   durable   what is on disk          cache   what reads see          versions   per sector: contents since the last sync
+//
+// After a cut each sector that was written since the last sync holds what was durable or any of its later versions,
+// chosen independently, or (rarely) a byte-wise mix of two. A sync that fails leaves some sectors on disk and forgets
+// that the others were dirty, as Linux does: reads still see them, later syncs don't write them.
+
+import { VmsweepError } from "../../src/foundations/errors.ts";
+import type { GatherList, HostFile, PinnedBytes } from "../../src/core/log/host-file.ts";
+import type { Random } from "./random.ts";
+
+export const SECTOR = 512;
+
+/** Thrown by every call from the power cut on. */
+export class PowerCut extends Error {}
+
+/** What goes wrong, and when; shared by all files of a simulated host. */
+export class World {
+	readonly random: Random;
+	/** Calls made so far. */
+	calls = 0;
+	/** The call at which the power is cut; that call may still have any part of its effect. */
+	cutAt = Number.POSITIVE_INFINITY;
+	/** Percent of calls that fail. */
+	ioPercent = 0;
+	noSpacePercent = 0;
+	isCut = false;
+
+	constructor(random: Random) {
+		this.random = random;
+	}
+
+	/** Counts a call. "cut" and errors: the caller applies a part of its effect, then throws `failure()`. */
+	step(kind: "write" | "read" | "sync"): "ok" | "cut" | "IO" | "NO_SPACE" {
+		if (this.isCut) throw new PowerCut("the power is off");
+		this.calls++;
+		if (this.calls >= this.cutAt) {
+			this.isCut = true;
+			return "cut";
+		}
+		if (kind === "write" && this.noSpacePercent > 0 && this.random.chance(this.noSpacePercent)) return "NO_SPACE";
+		if (this.ioPercent > 0 && this.random.chance(this.ioPercent)) return "IO";
+		return "ok";
+	}
+
+	failure(outcome: "cut" | "IO" | "NO_SPACE"): Error {
+		if (outcome === "cut") return new PowerCut("the power goes off");
+		return new VmsweepError(outcome, outcome === "IO" ? "simulated I/O error" : "simulated full host");
+	}
+
+	powerOn(): void {
+		this.isCut = false;
+		this.cutAt = Number.POSITIVE_INFINITY;
+	}
+}
+
+/** Pinned memory of the simulation: any memory will do. */
+export const pinned = (bytes: Uint8Array): PinnedBytes => ({ bytes, address: 0 });
+
+export class SimFile implements HostFile {
+	readonly #world: World;
+	#cache = new Uint8Array(0);
+	#cacheSize = 0;
+	#durable = new Uint8Array(0);
+	#durableSize = 0;
+	/** Sector number to its contents since the last sync, oldest first. */
+	#versions = new Map<number, Uint8Array[]>();
+
+	constructor(world: World) {
+		this.#world = world;
+	}
+
+	size(): number {
+		return this.#cacheSize;
+	}
+
+	write(from: Uint8Array, at: number): void {
+		const outcome = this.#world.step("write");
+		this.#put(from, at, outcome !== "ok");
+		if (outcome !== "ok") throw this.#world.failure(outcome);
+	}
+
+	writeGather(list: GatherList, at: number): void {
+		const outcome = this.#world.step("write");
+		let offset = at;
+		for (let i = 0; i < list.count; i++) {
+			const start = list.offsets[i]!;
+			const piece = list.pinned[i]!.bytes.subarray(start, start + list.lengths[i]!);
+			this.#put(piece, offset, outcome !== "ok");
+			offset += piece.length;
+		}
+		if (outcome !== "ok") throw this.#world.failure(outcome);
+	}
+
+	read(at: number, into: Uint8Array): void {
+		const outcome = this.#world.step("read");
+		if (outcome !== "ok") throw this.#world.failure(outcome);
+		into.fill(0);
+		into.set(this.#cache.subarray(Math.min(at, this.#cacheSize), Math.min(at + into.length, this.#cacheSize)));
+	}
+
+	datasync(): void {
+		const outcome = this.#world.step("sync");
+		if (outcome === "ok") this.#syncAll();
+		else if (outcome === "cut") this.#syncSome();
+		else {
+			this.#syncSome();
+			// The failed sectors count as clean from now on.
+			this.#versions.clear();
+		}
+		if (outcome !== "ok") throw this.#world.failure(outcome);
+	}
+
+	punch(at: number, length: number): void {
+		const outcome = this.#world.step("write");
+		const end = Math.min(at + length, this.#cacheSize);
+		if (end > at) this.#put(new Uint8Array(end - at), at, outcome !== "ok");
+		if (outcome !== "ok") throw this.#world.failure(outcome);
+	}
+
+	allocate(at: number, length: number): void {
+		const outcome = this.#world.step("write");
+		const end = outcome === "ok" ? at + length : at + this.#world.random.below(length);
+		if (end > this.#cacheSize) this.#resize(end);
+		if (outcome !== "ok") throw this.#world.failure(outcome);
+	}
+
+	truncate(size: number): void {
+		const outcome = this.#world.step("write");
+		if (outcome !== "ok" && this.#world.random.chance(50)) throw this.#world.failure(outcome);
+		if (size < this.#cacheSize) this.#put(new Uint8Array(this.#cacheSize - size), size, false);
+		this.#resize(size);
+		if (outcome !== "ok") throw this.#world.failure(outcome);
+	}
+
+	/** Sectors written since the last sync. */
+	dirtySectors(): number[] {
+		return [...this.#versions.keys()];
+	}
+
+	/** The power was cut: unflushed sectors keep what `random` says. */
+	powerCut(random: Random): void {
+		this.#settle(random.chance(50), (versions) => {
+			const kept = random.below(100);
+			if (kept < 45) return versions.at(-1);
+			if (kept < 85) return undefined;
+			return random.pick(versions);
+		});
+		this.#tear(random);
+	}
+
+	/** The power was cut: exactly the sectors in `keep` hold their newest content. */
+	cutKeeping(keep: ReadonlySet<number>, keepSize: boolean): void {
+		this.#settle(keepSize, (versions, sector) => (keep.has(sector) ? versions.at(-1) : undefined));
+	}
+
+	/** An independent copy, as of now, in another world. */
+	clone(world: World): SimFile {
+		const copy = new SimFile(world);
+		copy.#cache = this.#cache.slice();
+		copy.#cacheSize = this.#cacheSize;
+		copy.#durable = this.#durable.slice();
+		copy.#durableSize = this.#durableSize;
+		for (const [sector, versions] of this.#versions) copy.#versions.set(sector, [...versions]);
+		return copy;
+	}
+
+	/** All bytes that reads see, for tests that damage or compare the file. */
+	contents(): Uint8Array {
+		return this.#cache.subarray(0, this.#cacheSize);
+	}
+
+	/** Torn sectors of the cut that is going on: sector and what to mix in. */
+	#torn: [number, Uint8Array][] = [];
+
+	#tear(random: Random): void {
+		for (const [sector, other] of this.#torn) {
+			if (!random.chance(4)) continue;
+			const boundary = random.below(SECTOR);
+			this.#durable.set(other.subarray(boundary), sector * SECTOR + boundary);
+			this.#cache.set(other.subarray(boundary), sector * SECTOR + boundary);
+		}
+		this.#torn = [];
+	}
+
+	#settle(keepSize: boolean, choose: (versions: Uint8Array[], sector: number) => Uint8Array | undefined): void {
+		const size = keepSize ? this.#cacheSize : this.#durableSize;
+		this.#torn = [];
+		for (const [sector, versions] of this.#versions) {
+			if ((sector + 1) * SECTOR > size) continue;
+			const chosen = choose(versions, sector);
+			if (chosen) this.#persist(sector, chosen);
+			this.#torn.push([sector, versions.at(-1)!]);
+		}
+		this.#versions.clear();
+		if (this.#durable.length < size) this.#durable = grown(this.#durable, size);
+		this.#durable.fill(0, size);
+		this.#durableSize = size;
+		this.#cacheSize = size;
+		this.#cache = this.#durable.slice();
+	}
+
+	#syncAll(): void {
+		for (const [sector, versions] of this.#versions) this.#persist(sector, versions.at(-1)!);
+		this.#versions.clear();
+		this.#durableSize = this.#cacheSize;
+	}
+
+	#syncSome(): void {
+		for (const [sector, versions] of this.#versions)
+			if (this.#world.random.chance(50)) this.#persist(sector, versions.at(-1)!);
+		if (this.#world.random.chance(50)) this.#durableSize = this.#cacheSize;
+	}
+
+	#persist(sector: number, content: Uint8Array): void {
+		const end = (sector + 1) * SECTOR;
+		if (this.#durable.length < end) this.#durable = grown(this.#durable, end);
+		this.#durable.set(content, sector * SECTOR);
+	}
+
+	/** Writes, or with `partly` writes a random subset of the range's sectors. */
+	#put(from: Uint8Array, at: number, partly: boolean): void {
+		const end = at + from.length;
+		if (end > this.#cacheSize) this.#resize(end);
+		for (let sector = Math.floor(at / SECTOR); sector * SECTOR < end; sector++) {
+			if (partly && this.#world.random.chance(50)) continue;
+			const start = Math.max(at, sector * SECTOR);
+			const stop = Math.min(end, (sector + 1) * SECTOR);
+			this.#cache.set(from.subarray(start - at, stop - at), start);
+			const content = this.#cache.slice(sector * SECTOR, (sector + 1) * SECTOR);
+			const versions = this.#versions.get(sector);
+			if (versions) versions.push(content);
+			else this.#versions.set(sector, [content]);
+		}
+	}
+
+	#resize(size: number): void {
+		// Whole sectors of memory, so that the last one can be sliced.
+		const room = Math.ceil(size / SECTOR) * SECTOR;
+		if (this.#cache.length < room) this.#cache = grown(this.#cache, room);
+		this.#cacheSize = size;
+	}
+}
+
+function grown(array: Uint8Array<ArrayBuffer>, length: number): Uint8Array<ArrayBuffer> {
+	const larger = new Uint8Array(Math.max(length, array.length * 2));
+	larger.set(array);
+	return larger;
+}
