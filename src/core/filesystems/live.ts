@@ -1,0 +1,103 @@
+// The contract of a live volume: a mounted file system whose writes are all seen, in log order, and
+// of which blocks may be dropped only by the proofs of the live-safety rules (docs/live-safety.md).
+//
+//   data plane ── writes to watched bytes ──▶ observe() ─┐
+//              ── view right after a commit ─▶ advance() ─┴▶ LiveState: what is free, settled before which position
+//
+// How to drive it
+//  1. `open` (per file system) on a view at some position; no later write has been fed yet.
+//  2. For a view that ends exactly at a marked write: `observe` every watched write up to that view's position, in
+//     order and none later, then `advance(view, position)`.
+//  3. While the answer is `ready`: a disk block b may be dropped iff its last write W(b) < `settled` (or is older
+//     than the log), `freeRuns` covers it whole, and W(b) is still the same when the drop is applied (L5, compare
+//     and swap). The prefix that ends at `position` must be durable first (L4). Both are the caller's part.
+//  4. After `watchChanged`, ask `watch()` again and tell the data plane. Writes between the view and the new watch
+//     list taking effect must be fed as well: hand over all writes to the new ranges since `position`.
+//
+// W(b) is the log position of b's own data slot: how many slots were appended before it.
+
+import type { ByteSource } from "../../foundations/source.ts";
+import type { ByteCount, ByteOffset, LogPosition } from "../../foundations/units.ts";
+import type { ByteRange, VolumeState } from "../../foundations/guest-map.ts";
+
+/** One guest write that touched watched bytes of the volume. */
+export interface MetadataWrite {
+	/** First byte, counted from the volume's start. */
+	readonly at: ByteOffset;
+	readonly length: ByteCount;
+	/** Log position of the write's first slot: how many slots were appended before it. */
+	readonly position: LogPosition;
+	/** Log position right after the write: a view at this position holds it and nothing later. */
+	readonly end: LogPosition;
+	/** The bytes as this write wrote them, `length` long, whatever was written there since (zeros for a trim or write-zeroes). */
+	read(): Promise<Uint8Array>;
+}
+
+/** A pattern by which the data plane recognises a possible commit point without understanding it. */
+export interface CommitMark {
+	/** Bytes at the start of a unit. */
+	readonly pattern: Uint8Array;
+	/** Units are `every` bytes long and aligned to it, counted from the volume's start. */
+	readonly every: ByteCount;
+}
+
+/** Bytes of the volume whose writes must be fed to `observe`. */
+export interface WatchRange extends ByteRange {
+	readonly kind: "structure" | "journal";
+	/**
+	 * Set on the journal: take an O(1) view right after a write whose *last* unit begins with the pattern. Such a
+	 * write is only a candidate; `advance` decides.
+	 */
+	readonly mark?: CommitMark;
+}
+
+/** What may be dropped now, or why nothing may. */
+export type LiveState =
+	| {
+			readonly kind: "ready";
+			/** The view's position: everything below is judged from exactly this prefix of the log. */
+			readonly position: LogPosition;
+			/** Blocks with W(b) < settled qualify. Infinity after a clean unmount: every free block of the view does. */
+			readonly settled: LogPosition;
+			/** Byte ranges of the volume whose allocation was read again by this pass, sorted: decide only these again. */
+			readonly changed: readonly ByteRange[];
+			readonly metadataBytesRead: number;
+			readonly groupsRead: number;
+			readonly watchChanged: boolean;
+			readonly warnings: readonly string[];
+	  }
+	| {
+			readonly kind: "keep";
+			readonly position: LogPosition;
+			/** Why nothing may be dropped, for an operator. */
+			readonly reason: string;
+			/** True where more commits of the guest will change it; false where it needs another feature or a repair. */
+			readonly pending: boolean;
+			readonly metadataBytesRead: number;
+			readonly watchChanged: boolean;
+	  };
+
+/** A mounted (or not) file system over time. Not safe for concurrent calls: one at a time, in order. */
+export interface LiveVolume {
+	readonly type: string;
+	readonly uuid: string | null;
+	readonly state: VolumeState;
+	/** Counts discontinuities (live-safety L6): evidence is never carried from one incarnation into the next. */
+	readonly incarnation: number;
+	/** Valid commit records counted in the current incarnation. */
+	readonly commits: number;
+	watch(): readonly WatchRange[];
+	/** Feeds writes in log order. Writes outside the watched ranges are ignored. */
+	observe(writes: readonly MetadataWrite[]): Promise<void>;
+	/** Judges a view that ends exactly at the write with end position `at`, the last one fed. */
+	advance(view: ByteSource, at: LogPosition): Promise<LiveState>;
+	/**
+	 * F3: judges a view at `at` of a volume that may have been unmounted cleanly. `lastWrite` is the end position of the
+	 * newest write to *any* byte of the volume, or null where none came since the volume was opened here.
+	 */
+	advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState>;
+	/** Free runs in `[from, to)` of the volume as last judged, in order, in whole file-system blocks. */
+	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange>;
+	/** True where every byte of `[at, at + length)` lies in free file-system blocks, as last judged. */
+	isFree(at: ByteOffset, length: ByteCount): boolean;
+}

@@ -1,0 +1,62 @@
+// Volumes: finds out how a disk is divided. GPT behind a protective MBR, MBR with logical partitions, or nothing.
+//
+// A disk whose table is damaged or ambiguous is not divided at all: `refused` says why, and all of it is kept. The
+// guest's kernel may see volumes there that this reader does not, and a wrong division could prove the wrong blocks free.
+
+import type { ByteRange } from "../../foundations/guest-map.ts";
+import type { ByteSource } from "../../foundations/source.ts";
+import { readBytes } from "../../foundations/source.ts";
+import { byteCount, byteOffset } from "../../foundations/units.ts";
+import type { GptTable } from "./gpt.ts";
+import { readGpt } from "./gpt.ts";
+import { parseMbr, PROTECTIVE_TYPE, readMbr } from "./mbr.ts";
+import type { Partition, PartitionTable } from "./partition.ts";
+
+export type { Partition, PartitionTable } from "./partition.ts";
+
+const SECTOR_SIZES = [512, 4096] as const;
+/** First bytes of a disk: where both tables' first sectors lie, whatever the sector size. */
+const HEAD_BYTES = 8192;
+
+/** Reads the partition table of `disk`. Throws only what `disk` throws. */
+export async function readPartitionTable(disk: ByteSource): Promise<PartitionTable> {
+	const head: ByteRange = { start: byteOffset(0), length: byteCount(Math.min(HEAD_BYTES, disk.size)) };
+	const none = (refused: string | null): PartitionTable => ({ table: "none", partitions: [], refused, warnings: [], identity: [head] });
+	if (disk.size < 1024) return none(null);
+
+	const entries = parseMbr(await readBytes(disk, byteOffset(0), 512));
+	const protective = entries?.some((entry) => entry.type === PROTECTIVE_TYPE) ?? false;
+	const found: GptTable[] = [];
+	let damage: string | null = null;
+	for (const sectorSize of SECTOR_SIZES) {
+		const gpt = await readGpt(disk, sectorSize);
+		if (typeof gpt === "string") damage ??= gpt;
+		else if (gpt !== null) found.push(gpt);
+	}
+	if (protective) {
+		if (found.length === 0)
+			return none(`the disk has a protective MBR but no valid GPT (${damage ?? "no signature"}); repair it with sgdisk or gdisk`);
+		if (found.length > 1) return none("the disk holds valid GPTs for sectors of both 512 and 4096 bytes; wipe the stale one");
+		const gpt = found[0]!;
+		const hybrid = (await readMbr(disk, entries!.filter((entry) => entry.type !== PROTECTIVE_TYPE))).partitions;
+		return { table: "gpt", refused: null, ...besideHybrid(gpt, hybrid), identity: [head, ...gpt.identity] };
+	}
+	// Without a protective MBR kernels ignore a GPT; one whose first header is valid is more than a leftover at the end.
+	const firstHeaders = found.filter((gpt) => !gpt.warnings.some((warning) => warning.startsWith("the first partition table")));
+	const used = entries?.filter((entry) => entry.type !== 0 && entry.sectorCount > 0) ?? [];
+	if (firstHeaders.length > 0)
+		return none("the disk holds a GPT without a protective MBR; remove the stale table with wipefs, or repair it with gdisk");
+	if (used.length === 0) return none(null);
+	const mbr = await readMbr(disk, entries!);
+	return { table: "mbr", partitions: mbr.partitions, refused: null, warnings: mbr.warnings, identity: [head, ...mbr.identity] };
+}
+
+/** Entries of a hybrid MBR must repeat GPT partitions; any other is added, so that the overlap check keeps both whole. */
+function besideHybrid(gpt: GptTable, hybrid: readonly Partition[]): { partitions: readonly Partition[]; warnings: readonly string[] } {
+	const foreign = hybrid.filter((entry) => !gpt.partitions.some((p) => p.offset === entry.offset && p.size === entry.size));
+	if (foreign.length === 0) return { partitions: gpt.partitions, warnings: gpt.warnings };
+	return {
+		partitions: [...gpt.partitions, ...foreign.map((entry) => ({ ...entry, id: `mbr-${entry.id}` }))],
+		warnings: [...gpt.warnings, "the MBR lists partitions that the GPT does not; what they overlap is kept"],
+	};
+}
