@@ -1,0 +1,155 @@
+// System calls: the one place where vmsweep calls the kernel past Node's own modules.
+//
+// Node has no fallocate, poll, pwritev, preadv2 or copy_file_range, and its file calls allocate per
+// call. The data-plane thread needs calls that take numbers and return numbers. Pointers are plain
+// numbers here (user-space addresses are below 2^47): see `pin()` for memory whose address is stable.
+//
+// Every call returns the kernel's result, or the negated errno: never -1, never throws.
+
+import { createRequire } from "node:module";
+import type * as Koffi from "koffi";
+import type { ErrorCode } from "../../foundations/errors.ts";
+import { VmsweepError } from "../../foundations/errors.ts";
+
+// koffi's ES module entry loads every platform's binding name; its CommonJS entry loads one.
+const koffi = createRequire(import.meta.url)("koffi") as typeof Koffi;
+const libc = koffi.load(null);
+
+type Call = (...args: (number | string)[]) => number;
+
+function call(definition: string): Call {
+	const raw = libc.func(definition) as unknown as Call;
+	return (...args) => {
+		const result = raw(...args);
+		return result === -1 ? -koffi.errno() : result;
+	};
+}
+
+/** The same call run on a thread of Node's pool: for the control plane, which must not block. */
+function callAsync(definition: string): (...args: number[]) => Promise<number> {
+	const raw = libc.func(definition) as unknown as { async: (...args: unknown[]) => void };
+	return (...args) =>
+		new Promise((resolve, reject) => {
+			raw.async(...args, (error: Error | null, result: number) => {
+				if (error) reject(error);
+				// koffi keeps errno per call: it is still the pool thread's when the callback runs.
+				else resolve(result === -1 ? -koffi.errno() : result);
+			});
+		});
+}
+
+// The hot calls are spelled out, so that each stays one direct call without argument spreading.
+const rawPoll = libc.func("int poll(uintptr_t fds, ulong count, int timeoutMs)") as unknown as Call;
+const rawRecv = libc.func("int64_t recv(int fd, uintptr_t into, size_t length, int flags)") as unknown as Call;
+const rawSend = libc.func("int64_t send(int fd, uintptr_t from, size_t length, int flags)") as unknown as Call;
+const rawPread = libc.func("int64_t pread(int fd, uintptr_t into, size_t length, int64_t at)") as unknown as Call;
+const rawPwrite = libc.func("int64_t pwrite(int fd, uintptr_t from, size_t length, int64_t at)") as unknown as Call;
+const rawPwritev = libc.func("int64_t pwritev(int fd, uintptr_t list, int count, int64_t at)") as unknown as Call;
+const rawPreadv2 = libc.func(
+	"int64_t preadv2(int fd, uintptr_t list, int count, int64_t at, int flags)",
+) as unknown as Call;
+
+const checked = (result: number): number => (result === -1 ? -koffi.errno() : result);
+
+export const poll = (fds: number, count: number, timeoutMs: number): number => checked(rawPoll(fds, count, timeoutMs));
+export const recv = (fd: number, into: number, length: number): number =>
+	checked(rawRecv(fd, into, length, MSG_DONTWAIT));
+export const send = (fd: number, from: number, length: number): number =>
+	checked(rawSend(fd, from, length, MSG_DONTWAIT | MSG_NOSIGNAL));
+export const pread = (fd: number, into: number, length: number, at: number): number =>
+	checked(rawPread(fd, into, length, at));
+export const pwrite = (fd: number, from: number, length: number, at: number): number =>
+	checked(rawPwrite(fd, from, length, at));
+export const pwritev = (fd: number, list: number, count: number, at: number): number =>
+	checked(rawPwritev(fd, list, count, at));
+/** preadv2 with RWF_NOWAIT: what the page cache holds, or -EAGAIN. */
+export const preadvNoWait = (fd: number, list: number, count: number, at: number): number =>
+	checked(rawPreadv2(fd, list, count, at, RWF_NOWAIT));
+
+export const write = call("int64_t write(int fd, uintptr_t from, size_t length)");
+export const read = call("int64_t read(int fd, uintptr_t into, size_t length)");
+export const dup = call("int dup(int fd)");
+export const close = call("int close(int fd)");
+export const fdatasync = call("int fdatasync(int fd)");
+export const fallocate = call("int fallocate(int fd, int mode, int64_t at, int64_t length)");
+export const ftruncate = call("int ftruncate(int fd, int64_t size)");
+export const eventfd = call("int eventfd(uint initial, int flags)");
+export const fcntl = call("int fcntl(int fd, int command, uintptr_t argument)");
+export const ioctl = call("int ioctl(int fd, ulong request, uintptr_t argument)");
+export const setsockopt = call("int setsockopt(int fd, int level, int name, uintptr_t value, uint length)");
+export const lseek = call("int64_t lseek(int fd, int64_t at, int whence)");
+
+/** Returns the error itself, as posix_fadvise does; advice that the host can't take is no failure. */
+export const fadvise = call("int posix_fadvise(int fd, int64_t at, int64_t length, int advice)");
+
+export const copyFileRangeAsync = callAsync(
+	"int64_t copy_file_range(int from, uintptr_t fromAt, int to, uintptr_t toAt, size_t length, uint flags)",
+);
+export const fallocateAsync = callAsync("int fallocate(int fd, int mode, int64_t at, int64_t length)");
+export const ioctlAsync = callAsync("int ioctl(int fd, ulong request, uintptr_t argument)");
+export const pwritevAsync = callAsync("int64_t pwritev(int fd, uintptr_t list, int count, int64_t at)");
+
+export const MSG_DONTWAIT = 0x40;
+export const MSG_NOSIGNAL = 0x4000;
+export const RWF_NOWAIT = 0x8;
+export const POLLIN = 0x1;
+export const POLLOUT = 0x4;
+export const POLLERR = 0x8;
+export const POLLHUP = 0x10;
+export const EFD_NONBLOCK = 0o4000;
+export const EFD_CLOEXEC = 0o2000000;
+export const FALLOC_FL_KEEP_SIZE = 0x1;
+export const FALLOC_FL_PUNCH_HOLE = 0x2;
+export const SOL_SOCKET = 1;
+export const SO_SNDBUFFORCE = 32;
+export const SO_RCVBUFFORCE = 33;
+
+export const POSIX_FADV_WILLNEED = 3;
+export const EIO = 5;
+export const ENXIO = 6;
+export const EINTR = 4;
+export const EAGAIN = 11;
+export const ENOSPC = 28;
+export const EOPNOTSUPP = 95;
+export const EDQUOT = 122;
+
+/** Bytes at an address that stays: system calls take the address, JavaScript the array. */
+export interface Pinned {
+	readonly bytes: Uint8Array;
+	/** Address of the first byte; valid as long as `bytes` is referenced. */
+	readonly address: number;
+}
+
+/** Allocates `length` zeroed bytes outside of the JavaScript heap, where the collector never moves them. */
+export function pin(length: number): Pinned {
+	// A backing store under 64 bytes may live inside the heap object.
+	return pinned(new Uint8Array(Math.max(length, 4096)).subarray(0, length));
+}
+
+/** The address of an array that is known to be off the heap (see `pin`), shared memory included. */
+export function pinned(bytes: Uint8Array): Pinned {
+	return { bytes, address: addressOf(bytes) };
+}
+
+/** Address of the first byte of an off-heap array of any element type. */
+export function addressOf(array: ArrayBufferView): number {
+	return Number(koffi.address(array));
+}
+
+/** Writes a pointer or size_t into a little-endian 64-bit field of a C structure. */
+export function put64(view: DataView, at: number, value: number): void {
+	view.setUint32(at, value % 0x1_0000_0000, true);
+	view.setUint32(at + 4, Math.floor(value / 0x1_0000_0000), true);
+}
+
+const errnoNames = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]));
+/** "ENOSPC" for 28: for messages. */
+export const errnoName = (errno: number): string => errnoNames.get(errno) ?? `errno ${errno}`;
+
+/** Turns a failed call (a negated errno) into the error that the rest of the product knows. */
+export function hostError(result: number, what: string): VmsweepError {
+	const errno = -result;
+	const code: ErrorCode = errno === ENOSPC || errno === EDQUOT ? "NO_SPACE" : "IO";
+	const advice = code === "NO_SPACE" ? "Free space on the host, then try again." : "Check the host's storage.";
+	return new VmsweepError(code, `${what}: ${errnoName(errno)}. ${advice}`);
+}

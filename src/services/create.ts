@@ -1,0 +1,204 @@
+// Create: makes a disk, with a new empty second image or around an image that is there already.
+//
+// disk.json is written last: a directory without it is no disk. Whatever fails before takes back what it made; an
+// adopted image is never changed, not even by a byte.
+
+import { randomUUID } from "node:crypto";
+import { mkdir, open, readdir, rm, rmdir } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+import { syncDirectory, writeRecord } from "../adapters/images/durable-json.ts";
+import { detectFormat, FORMAT_PROBE_BYTES } from "../adapters/images/image-format.ts";
+import { createRawImage, openRawImage, type RawImage } from "../adapters/images/raw-image.ts";
+import { ioError } from "../adapters/images/write-run.ts";
+import { OsHostFile } from "../adapters/os/host-file.ts";
+import { lockDisk } from "../adapters/os/locks.ts";
+import { formatFirstImage } from "../core/log/first-image.ts";
+import { VmsweepError } from "../foundations/errors.ts";
+import {
+	BLOCK_SIZE,
+	type ByteCount,
+	byteCount,
+	byteOffset,
+	formatBytes,
+	isBlockAligned,
+} from "../foundations/units.ts";
+import { newSecondImageRecord } from "./disk-directory.ts";
+import {
+	DISK_BYTES_MAX,
+	DISK_BYTES_MIN,
+	type DiskDescription,
+	diskJsonPath,
+	firstImagePath,
+	OWN_SECOND_IMAGE,
+	ownSecondImagePath,
+	RECORD_FORMAT,
+	readDiskDescription,
+	readSecondImageRecord,
+	secondImageRecordPath,
+	uuidBytes,
+} from "./disk-records.ts";
+
+export interface CreateDiskOptions {
+	/** The disk's directory: to be made, or empty. Its parent must exist. */
+	readonly directory: string;
+	/** `new`: an empty disk of `size` bytes. `adopt`: the disk that an existing raw image or block device holds. */
+	readonly second:
+		| { readonly kind: "new"; readonly size: ByteCount }
+		| { readonly kind: "adopt"; readonly path: string };
+	/** Most host space that the first image may take, in bytes; the log's default where not given. */
+	readonly limitBytes?: number;
+}
+
+export interface CreatedDisk {
+	readonly description: DiskDescription;
+	/** What the user should know, one line each. */
+	readonly notes: readonly string[];
+}
+
+/**
+ * Makes a disk, durable once resolved. Throws USAGE (a size that can't be), FILE_EXISTS, FILE_NOT_FOUND,
+ * FILE_WRONG_TYPE, IMAGE_UNSUPPORTED (another format than raw, or no whole blocks), IMAGE_LOCKED, DISK_IMAGES_MIXED,
+ * NO_SPACE or IO.
+ */
+export async function createDisk(options: CreateDiskOptions): Promise<CreatedDisk> {
+	const directory = resolve(options.directory);
+	if (options.second.kind === "new") checkNewSize(options.second.size);
+	// An image to adopt is opened first: the likeliest refusals then leave nothing to take back.
+	await using adopted = options.second.kind === "adopt" ? await openToAdopt(resolve(options.second.path)) : undefined;
+	const undo: (() => Promise<unknown>)[] = [];
+	try {
+		if (await claimDirectory(directory)) undo.push(() => rmdir(directory));
+		await using own =
+			options.second.kind === "new"
+				? await createRawImage(ownSecondImagePath(directory), options.second.size)
+				: undefined;
+		if (own !== undefined) undo.push(() => rm(own.path));
+		const second = (adopted ?? own)!;
+		const description: DiskDescription = {
+			format: RECORD_FORMAT,
+			uuid: randomUUID(),
+			size: second.size,
+			created: new Date().toISOString(),
+			second: {
+				path: own === undefined ? second.path : OWN_SECOND_IMAGE,
+				kind: second.kind,
+				adopted: own === undefined,
+			},
+		};
+		undo.push(() => rm(firstImagePath(directory)));
+		await makeFirstImage(directory, description, options.limitBytes);
+		const recordPath = secondImageRecordPath(directory, second.path, second.kind);
+		undo.push(() => rm(recordPath));
+		await writeRecord(recordPath, newSecondImageRecord(description.uuid, directory));
+		undo.push(() => rm(diskJsonPath(directory)));
+		await writeRecord(diskJsonPath(directory), description);
+		await syncDirectory(dirname(directory));
+		return { description, notes: notesAbout(second) };
+	} catch (error) {
+		for (const step of undo.reverse()) await step().catch(() => {});
+		throw error;
+	}
+}
+
+function checkNewSize(size: number): void {
+	const problem = sizeProblem(size);
+	if (problem !== undefined) throw new VmsweepError("USAGE", `a disk can't have ${size} bytes: ${problem}.`);
+}
+
+/** Why no disk can have this size; nothing where one can. */
+function sizeProblem(size: number): string | undefined {
+	if (!Number.isSafeInteger(size) || size < DISK_BYTES_MIN)
+		return `the smallest disk has ${formatBytes(DISK_BYTES_MIN)}`;
+	if (size > DISK_BYTES_MAX) return `the largest disk has ${formatBytes(DISK_BYTES_MAX)}`;
+	if (!isBlockAligned(size)) return `the size must be a multiple of ${BLOCK_SIZE} bytes`;
+	return undefined;
+}
+
+/** Opens and locks an image that is to become a second image, after everything that speaks against it. */
+async function openToAdopt(path: string): Promise<RawImage> {
+	const image = await openRawImage(path, "write");
+	try {
+		const start = new Uint8Array(Math.min(FORMAT_PROBE_BYTES, image.size));
+		await image.read(byteOffset(0), start);
+		const format = detectFormat(start);
+		if (format !== "raw")
+			throw new VmsweepError(
+				"IMAGE_UNSUPPORTED",
+				`${path} is a ${format} image; a second image must be raw. Convert it: qemu-img convert -O raw ${path} NEW.`,
+			);
+		const problem = sizeProblem(image.size);
+		if (problem !== undefined) throw new VmsweepError("IMAGE_UNSUPPORTED", wrongSize(image, problem));
+		if (image.kind === "file") await checkUnclaimed(path);
+		return image;
+	} catch (error) {
+		await image.close();
+		throw error;
+	}
+}
+
+/** Growing an image moves the place where a guest expects its second partition table, so nobody does it unasked. */
+function wrongSize({ path, size, kind }: RawImage, problem: string): string {
+	const advice =
+		kind === "file" && size >= DISK_BYTES_MIN && size <= DISK_BYTES_MAX
+			? ` Round it up with the VM off: truncate -s %${BLOCK_SIZE} ${path}.`
+			: "";
+	return `${path} has ${size} bytes: ${problem}.${advice}`;
+}
+
+/** Refuses an image that another disk still needs. A disk that is gone, or whose image is whole, lets go of it. */
+async function checkUnclaimed(path: string): Promise<void> {
+	const record = await readSecondImageRecord(secondImageRecordPath(dirname(path), path, "file"));
+	if (record === undefined) return;
+	const owner = await readDiskDescription(record.disk).catch(() => undefined);
+	if (owner?.uuid !== record.uuid && record.state === "whole") return;
+	throw new VmsweepError(
+		"DISK_IMAGES_MIXED",
+		`${path} is the second image of the disk ${record.disk} (${record.uuid}). Serve or commit that disk; if it is gone for good, remove ${path}.vmsweep.`,
+	);
+}
+
+/** Makes the directory, or takes an empty one. True where it was made. */
+async function claimDirectory(directory: string): Promise<boolean> {
+	try {
+		await mkdir(directory, { mode: 0o700 });
+		return true;
+	} catch (cause) {
+		const { code } = cause as NodeJS.ErrnoException;
+		if (code === "ENOENT" || code === "ENOTDIR")
+			throw new VmsweepError("FILE_NOT_FOUND", `${dirname(directory)} is no directory. Make it first.`, { cause });
+		if (code === "EACCES" || code === "EPERM" || code === "EROFS")
+			throw new VmsweepError("IO", `${directory} can't be made: permission denied. Choose another place.`, { cause });
+		if (code !== "EEXIST") throw ioError(cause, `${directory}: making the directory failed`);
+	}
+	const entries = await readdir(directory).catch((cause: NodeJS.ErrnoException) => {
+		if (cause.code === "ENOTDIR")
+			throw new VmsweepError("FILE_EXISTS", `${directory} exists and is no directory. Choose another name.`, { cause });
+		throw ioError(cause, `${directory}: reading the directory failed`);
+	});
+	if (entries.includes("disk.json"))
+		throw new VmsweepError("FILE_EXISTS", `${directory} is a disk already. Choose another name.`);
+	if (entries.length > 0)
+		throw new VmsweepError("FILE_EXISTS", `${directory} exists and isn't empty. Choose another name.`);
+	return false;
+}
+
+async function makeFirstImage(directory: string, description: DiskDescription, limitBytes?: number): Promise<void> {
+	const path = firstImagePath(directory);
+	await using file = await open(path, "wx+", 0o600).catch((error: unknown) => {
+		throw ioError(error, `${path}: making it failed`);
+	});
+	await lockDisk(file.fd, path);
+	formatFirstImage(new OsHostFile(file.fd, path), {
+		uuid: uuidBytes(description.uuid),
+		diskBytes: byteCount(description.size),
+		...(limitBytes === undefined ? {} : { limitBytes }),
+	});
+	await file.sync();
+}
+
+function notesAbout({ path, kind }: RawImage): string[] {
+	if (kind === "file") return [];
+	return [
+		`${path} is a block device: nothing on it says that it belongs to this disk. Keep other tools away from it while the disk isn't served.`,
+	];
+}

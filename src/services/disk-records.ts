@@ -1,0 +1,129 @@
+// A disk's records: the small JSON files that say what belongs together and how it was left.
+//
+//   web01/disk.json      what the disk is; written once, when it is created
+//   web01/first.log      first image (binary; see the format document)
+//   web01/second.raw     second image, unless an existing image elsewhere was adopted
+//   web01/closed.json    there only while the disk is cleanly closed: how the second image looked then
+//   IMAGE.vmsweep        beside the second image: which disk it belongs to, and how far it stands by itself
+//
+// The UUID stands in disk.json, in first.log and in IMAGE.vmsweep, so images of two disks can't be mixed up. A block
+// device has no "beside": its record lies in the disk's directory, and nothing protects the device from being used
+// for another disk while this one isn't served.
+
+import { join, resolve } from "node:path";
+import { z } from "zod";
+import { readRecord } from "../adapters/images/durable-json.ts";
+import { MAX_DISK_BYTES } from "../core/log/format.ts";
+import { VmsweepError } from "../foundations/errors.ts";
+import { BLOCK_SIZE } from "../foundations/units.ts";
+
+/** Version of all records; another version is refused. */
+export const RECORD_FORMAT = 1;
+/** Largest disk that the first image's index can address. In bytes. */
+export const DISK_BYTES_MAX = MAX_DISK_BYTES;
+/** Smallest disk, in bytes. */
+export const DISK_BYTES_MIN = 1024 * 1024;
+
+const size = z.int().min(DISK_BYTES_MIN).max(DISK_BYTES_MAX).multipleOf(BLOCK_SIZE);
+const position = z.int().nonnegative();
+const fingerprint = z.strictObject({ size: z.int().nonnegative(), changedNs: z.string().regex(/^\d{1,20}$/) });
+
+/** disk.json */
+const DiskDescription = z.strictObject({
+	format: z.literal(RECORD_FORMAT),
+	uuid: z.uuid(),
+	size,
+	created: z.iso.datetime(),
+	second: z.strictObject({
+		/** Relative to the disk's directory, or absolute. */
+		path: z.string().min(1),
+		kind: z.enum(["file", "block-device"]),
+		/** True where the image was there before the disk, so that it isn't ours to delete. */
+		adopted: z.boolean(),
+	}),
+});
+export type DiskDescription = z.infer<typeof DiskDescription>;
+
+/** IMAGE.vmsweep */
+const SecondImageRecord = z.strictObject({
+	format: z.literal(RECORD_FORMAT),
+	about: z.string(),
+	uuid: z.uuid(),
+	/** Directory of the disk, absolute, where it was last served. */
+	disk: z.string(),
+	/**
+	 * `whole`: the image equals the disk as it was at `position`, and any tool may read it.
+	 * `needs-first-image`: it is between two such states; alone it is worth nothing.
+	 */
+	state: z.enum(["whole", "needs-first-image"]),
+	position,
+});
+export type SecondImageRecord = z.infer<typeof SecondImageRecord>;
+
+/** closed.json */
+const ClosedRecord = z.strictObject({
+	format: z.literal(RECORD_FORMAT),
+	uuid: z.uuid(),
+	/** How the second image looked when the disk was closed; null for a block device, which has no such marks. */
+	second: fingerprint.nullable(),
+});
+export type ClosedRecord = z.infer<typeof ClosedRecord>;
+
+/** For people who find the file and wonder. */
+export const ABOUT_SECOND_IMAGE =
+	"The image beside this file is the second image of a vmsweep disk. Don't change it with other tools while its state is needs-first-image.";
+
+export const diskJsonPath = (directory: string): string => join(directory, "disk.json");
+export const firstImagePath = (directory: string): string => join(directory, "first.log");
+export const ownSecondImagePath = (directory: string): string => join(directory, OWN_SECOND_IMAGE);
+export const closedPath = (directory: string): string => join(directory, "closed.json");
+/** What disk.json says for a second image of the disk's own. */
+export const OWN_SECOND_IMAGE = "second.raw";
+
+/** Absolute path of a disk's second image. */
+export const secondImagePath = (directory: string, { second }: DiskDescription): string =>
+	resolve(directory, second.path);
+
+/** Where the record of a second image lies. */
+export const secondImageRecordPath = (directory: string, path: string, kind: "file" | "block-device"): string =>
+	kind === "file" ? `${path}.vmsweep` : join(directory, "second.vmsweep");
+
+/** Reads disk.json. Throws FILE_NOT_FOUND where there is no disk, DISK_WRONG_VERSION or DISK_DAMAGED. */
+export async function readDiskDescription(directory: string): Promise<DiskDescription> {
+	const path = diskJsonPath(directory);
+	const description = await readValidated(path, DiskDescription);
+	if (description !== undefined) return description;
+	throw new VmsweepError(
+		"FILE_NOT_FOUND",
+		`${directory} is no vmsweep disk (no ${path}). Name a disk's directory, or make one with "vmsweep create".`,
+	);
+}
+
+/** Reads the record beside a second image; undefined where there is none. */
+export const readSecondImageRecord = (path: string): Promise<SecondImageRecord | undefined> =>
+	readValidated(path, SecondImageRecord);
+
+/** Reads closed.json; undefined where the disk is open or wasn't closed cleanly. */
+export const readClosedRecord = (directory: string): Promise<ClosedRecord | undefined> =>
+	readValidated(closedPath(directory), ClosedRecord);
+
+async function readValidated<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
+	const record = await readRecord(path);
+	if (record === undefined) return undefined;
+	const version = z.looseObject({ format: z.unknown() }).safeParse(record).data?.format;
+	if (typeof version === "number" && version !== RECORD_FORMAT)
+		throw new VmsweepError(
+			"DISK_WRONG_VERSION",
+			`${path} has format version ${version}; this vmsweep knows version ${RECORD_FORMAT}. Use the vmsweep that wrote it.`,
+		);
+	const parsed = schema.safeParse(record);
+	if (parsed.success) return parsed.data;
+	const { path: field, message } = parsed.error.issues[0]!;
+	const where = field.length > 0 ? `"${field.join(".")}": ` : "";
+	throw new VmsweepError("DISK_DAMAGED", `${path} is damaged (${where}${message}). Restore it from a copy.`);
+}
+
+/** The 16 bytes of a UUID's text, in the order in which the text shows them. */
+export function uuidBytes(uuid: string): Uint8Array {
+	return Uint8Array.fromHex(uuid.replaceAll("-", ""));
+}
