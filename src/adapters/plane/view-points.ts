@@ -1,0 +1,104 @@
+// View points: the data plane's half of "tell me what metadata was written, and show me the disk as it was
+// exactly at the newest commit record".
+//
+// The control plane sets a watch plan, then collects: notices, and per volume the view that was taken right after
+// the newest candidate commit record since the last collection. A view handed over stays until it is released.
+
+import type { FirstImage, View } from "../../core/log/first-image.ts";
+import type { LogPosition } from "../../foundations/units.ts";
+import type { Collected, WatchPlan } from "./watch.ts";
+import { WatchSet } from "./watch.ts";
+
+export class ViewPoints {
+	readonly #log: FirstImage;
+	readonly #views = new Map<number, View>();
+	#nextId = 1;
+	#watches: WatchSet | undefined;
+	/** Per volume, the newest view point not yet collected. */
+	#points: (View | undefined)[] = [];
+	#lost = false;
+
+	constructor(log: FirstImage) {
+		this.#log = log;
+	}
+
+	get isWatching(): boolean {
+		return this.#watches !== undefined;
+	}
+
+	/** Replaces what is watched; everything not collected is forgotten. */
+	setPlan(plan: WatchPlan | undefined): void {
+		this.#forgetPoints();
+		this.#watches = plan === undefined ? undefined : new WatchSet(plan, this.#log.diskBytes);
+		this.#points = plan?.volumes.map(() => undefined) ?? [];
+	}
+
+	mayTouch(at: number, length: number): boolean {
+		return this.#watches?.mayTouch(at, length) ?? false;
+	}
+
+	touchVolumes(at: number, length: number, end: number): void {
+		this.#watches?.touchVolumes(at, length, end);
+	}
+
+	/** Notes a write that is in the log, and takes a view where it ends in a commit record. */
+	note(at: number, length: number, source: Uint8Array | undefined, from: number, position: LogPosition, end: LogPosition): void {
+		const watches = this.#watches;
+		if (watches === undefined) return;
+		watches.note(at, length, source, from, position, end);
+		if (source === undefined) {
+			watches.touchVolumes(at, length, end);
+			return;
+		}
+		const volume = watches.viewPointOf(at, length, source, from);
+		if (volume < 0) return;
+		this.#points[volume]?.release();
+		this.#points[volume] = this.#log.takeView();
+	}
+
+	/** A watched write could not be noted: nothing may be concluded until the next plan. */
+	lose(): void {
+		this.#lost = true;
+	}
+
+	/** Hands over what came since the last collection. */
+	collect(): Collected {
+		const watches = this.#watches;
+		if (watches === undefined) return { notices: [], lost: true, identityTouched: false, lastWrite: [], views: [] };
+		const { notices, lost, identityTouched } = watches.collect();
+		const views = this.#points.map((view) => view && { id: this.#keep(view), position: view.position });
+		this.#points = this.#points.map(() => undefined);
+		const collected = { notices, lost: lost || this.#lost, identityTouched, lastWrite: [...watches.lastWrite], views };
+		this.#lost = false;
+		return collected;
+	}
+
+	/** Takes a view of now; it lives until `release`. */
+	take(): { readonly id: number; readonly position: LogPosition } {
+		const view = this.#log.takeView();
+		return { id: this.#keep(view), position: view.position };
+	}
+
+	/** A view that was handed out. Throws where it was released. */
+	view(id: number): View {
+		const view = this.#views.get(id);
+		if (view === undefined) throw new RangeError(`view ${id} was released`);
+		return view;
+	}
+
+	release(id: number): void {
+		this.#views.get(id)?.release();
+		this.#views.delete(id);
+	}
+
+	#keep(view: View): number {
+		const id = this.#nextId++;
+		this.#views.set(id, view);
+		return id;
+	}
+
+	#forgetPoints(): void {
+		for (const view of this.#points) view?.release();
+		this.#points = [];
+	}
+}
