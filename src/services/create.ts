@@ -24,6 +24,7 @@ import {
 } from "../foundations/units.ts";
 import { newSecondImageRecord } from "./disk-directory.ts";
 import {
+	closedPath,
 	DISK_BYTES_MAX,
 	DISK_BYTES_MIN,
 	type DiskDescription,
@@ -90,6 +91,9 @@ export async function createDisk(options: CreateDiskOptions): Promise<CreatedDis
 		const recordPath = secondImageRecordPath(directory, second.path, second.kind);
 		undo.push(() => rm(recordPath));
 		await writeRecord(recordPath, newSecondImageRecord(description.uuid, directory));
+		undo.push(() => rm(closedPath(directory)));
+		const closed = { format: RECORD_FORMAT, uuid: description.uuid, second: (await second.fingerprint()) ?? null };
+		await writeRecord(closedPath(directory), closed);
 		undo.push(() => rm(diskJsonPath(directory)));
 		await writeRecord(diskJsonPath(directory), description);
 		await syncDirectory(dirname(directory));

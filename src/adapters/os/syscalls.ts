@@ -79,6 +79,17 @@ export const ioctl = call("int ioctl(int fd, ulong request, uintptr_t argument)"
 export const setsockopt = call("int setsockopt(int fd, int level, int name, uintptr_t value, uint length)");
 export const lseek = call("int64_t lseek(int fd, int64_t at, int whence)");
 
+/** Reads all of `length` bytes: returns `length`, or a negated errno. The end of the file is EIO: what must be there is not. */
+export function preadAll(fd: number, into: number, length: number, at: number): number {
+	for (let done = 0; done < length; ) {
+		const count = pread(fd, into + done, length - done, at + done);
+		if (count === -EINTR) continue;
+		if (count <= 0) return count === 0 ? -EIO : count;
+		done += count;
+	}
+	return length;
+}
+
 /** Returns the error itself, as posix_fadvise does; advice that the host can't take is no failure. */
 export const fadvise = call("int posix_fadvise(int fd, int64_t at, int64_t length, int advice)");
 

@@ -9,8 +9,10 @@ import type { DiskReader } from "./disk-reader.ts";
 import { ZERO_RUN } from "./disk-reader.ts";
 
 const WINDOW_BYTES = 16 * 1024 * 1024;
+/** Runs looked at for one answer, about: bounds how long other clients wait. A client asks again for the rest. */
+const RUNS_MAX = 16_384;
 
-/** The allocation of `[offset, offset + length)`, in order. */
+/** The allocation of `[offset, offset + length)`, in order; ends early where the disk is in very many pieces. */
 export function* allocationRuns(
 	reader: DiskReader,
 	secondFd: number,
@@ -18,10 +20,12 @@ export function* allocationRuns(
 	length: number,
 ): Generator<AllocationRun> {
 	const end = offset + length;
-	for (let at = offset; at < end; at += WINDOW_BYTES) {
+	let seen = 0;
+	for (let at = offset; at < end && seen < RUNS_MAX; at += WINDOW_BYTES) {
 		reader.plan(at, Math.min(WINDOW_BYTES, end - at));
 		// The reader's plan is overwritten by its next use: keep this window's.
 		const runs = Array.from({ length: reader.count }, (_, i) => [reader.fd[i]!, reader.length[i]!] as const);
+		seen += runs.length;
 		let start = at;
 		for (const [fd, size] of runs) {
 			if (fd === secondFd) yield* storedRuns(fd, start, start + size);

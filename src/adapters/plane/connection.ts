@@ -16,6 +16,8 @@ import { InputBuffer, OutputBuffer } from "./buffers.ts";
 
 /** A write payload that is not complete is staged in pieces of at least this many bytes. */
 const PIECE_BYTES = 256 * 1024;
+/** Zeros that are written out for one client in one round, at most. */
+const ZERO_PIECE_BYTES = 4 * 1024 * 1024;
 /** Requests answered in one round, at most: bounds the work and the replies between two polls. */
 const ROUND_REQUESTS_MAX = 256;
 /** Read bytes answered in one round, at most, but for a first larger one. */
@@ -87,8 +89,9 @@ export interface RequestSink {
 
 export type ZeroMode = "trim" | "zero" | "allocate";
 
-/** A write whose payload is still coming in. */
+/** A write whose payload is still coming in, or zeros that are written out piece by piece. */
 interface IncomingWrite {
+	zeroes: boolean;
 	offset: number;
 	remaining: number;
 	cookieHigh: number;
@@ -120,7 +123,7 @@ export class Connection {
 	#write: IncomingWrite | undefined;
 	/** Why the request that is being parsed can't be done; 0 for none. */
 	#currentError = 0;
-	readonly #writeRecord: IncomingWrite = { offset: 0, remaining: 0, cookieHigh: 0, cookieLow: 0, flags: 0 };
+	readonly #writeRecord: IncomingWrite = { zeroes: false, offset: 0, remaining: 0, cookieHigh: 0, cookieLow: 0, flags: 0 };
 
 	constructor(setup: ClientSetup) {
 		this.fd = setup.fd;
@@ -143,7 +146,7 @@ export class Connection {
 		let readBytes = 0;
 		while (!this.leaving && !this.broken) {
 			if (this.#write !== undefined) {
-				if (!this.#receivePayload(sink)) return;
+				if (!(this.#write.zeroes ? this.#writeZeroPiece(sink) : this.#receivePayload(sink))) return;
 				continue;
 			}
 			if (this.pending.count >= ROUND_REQUESTS_MAX || readBytes >= ROUND_READ_BYTES_MAX) {
@@ -174,24 +177,19 @@ export class Connection {
 		const pending = this.pending;
 
 		if (type === command.WRITE) {
-			const write = this.#writeRecord;
-			write.offset = offset;
-			write.remaining = length;
-			write.cookieHigh = cookieHigh;
-			write.cookieLow = cookieLow;
-			write.flags = flags;
-			this.#currentError = this.#writeError(sink, flags, commandFlag.FUA, offset, length);
+			this.#beginWrite(false, offset, length, cookieHigh, cookieLow, flags);
+			this.#currentError = this.#writeError(sink, flags, 0, offset, length);
 			if (length > PAYLOAD_BYTES_MAX) this.failCurrent(errno.EINVAL);
-			this.#write = write;
-			this.input.consume(Request.size);
 			return 0;
 		}
 		if (type === command.TRIM || type === command.WRITE_ZEROES) {
 			const error = this.#zeroError(sink, type, flags, offset, length);
 			if (error !== 0) pending.push(PENDING_ERROR, cookieHigh, cookieLow, offset, error, 0);
-			else {
-				const mode = type === command.TRIM ? "trim" : flags & commandFlag.NO_HOLE ? "allocate" : "zero";
-				if (!sink.stageZeroes(this, offset, length, mode, pending.count)) {
+			else if (flags & commandFlag.NO_HOLE) {
+				this.#beginWrite(true, offset, length, cookieHigh, cookieLow, flags);
+				return 0;
+			} else {
+				if (!sink.stageZeroes(this, offset, length, type === command.TRIM ? "trim" : "zero", pending.count)) {
 					this.stalled = true;
 					return -1;
 				}
@@ -205,12 +203,13 @@ export class Connection {
 			case command.READ: {
 				const error = rangeError(sink, flags, commandFlag.DF, offset, length) || (length > PAYLOAD_BYTES_MAX ? errno.EINVAL : 0);
 				if (error !== 0) pending.push(PENDING_ERROR, cookieHigh, cookieLow, offset, error, 0);
-				else pending.push(PENDING_READ, cookieHigh, cookieLow, offset, length, flags);
+				// A data chunk must not be empty ("Structured reply types").
+				else pending.push(length > 0 ? PENDING_READ : PENDING_DONE, cookieHigh, cookieLow, offset, length, flags);
 				return error === 0 ? length : 0;
 			}
 			case command.FLUSH:
 				// The document reserves offset and length; some clients send them all the same.
-				pending.push(flags === 0 ? PENDING_FLUSH : PENDING_ERROR, cookieHigh, cookieLow, 0, errno.EINVAL, 0);
+				pending.push(flags & ~commandFlag.FUA ? PENDING_ERROR : PENDING_FLUSH, cookieHigh, cookieLow, 0, errno.EINVAL, 0);
 				return 0;
 			case command.CACHE: {
 				const error = rangeError(sink, flags, 0, offset, length);
@@ -234,6 +233,36 @@ export class Connection {
 		}
 	}
 
+	/** Takes a write's header off the input: what follows is its payload, or zeros to be made up. */
+	#beginWrite(zeroes: boolean, offset: number, length: number, cookieHigh: number, cookieLow: number, flags: number): void {
+		const write = this.#writeRecord;
+		write.zeroes = zeroes;
+		write.offset = offset;
+		write.remaining = length;
+		write.cookieHigh = cookieHigh;
+		write.cookieLow = cookieLow;
+		write.flags = flags;
+		this.#write = write;
+		this.input.consume(Request.size);
+	}
+
+	/** Stages a part of zeros that must be allocated; false where the rest waits for the next round, or for room. */
+	#writeZeroPiece(sink: RequestSink): boolean {
+		const write = this.#write!;
+		let piece = Math.min(write.remaining, ZERO_PIECE_BYTES);
+		const complete = piece === write.remaining || this.#currentError !== 0;
+		if (!complete) piece -= (write.offset + piece) % BLOCK_SIZE;
+		if (this.#currentError === 0 && !sink.stageZeroes(this, write.offset, piece, "allocate", complete ? this.pending.count : -1)) {
+			this.stalled = true;
+			return false;
+		}
+		write.offset += piece;
+		write.remaining -= piece;
+		this.hasMore = !complete;
+		if (complete) this.#endWrite(write);
+		return complete;
+	}
+
 	/** Stages what is there of the incoming write; false where more bytes or more room are needed. */
 	#receivePayload(sink: RequestSink): boolean {
 		const write = this.#write!;
@@ -254,9 +283,13 @@ export class Connection {
 		write.offset += piece;
 		write.remaining -= piece;
 		if (!complete) return false;
+		this.#endWrite(write);
+		return true;
+	}
+
+	#endWrite(write: IncomingWrite): void {
 		this.#pushWritten(write.cookieHigh, write.cookieLow, write.flags);
 		this.#write = undefined;
-		return true;
 	}
 
 	/** Owes the answer of a write or zeroing: staged, or failed already. */
@@ -269,9 +302,9 @@ export class Connection {
 
 	#zeroError(sink: RequestSink, type: number, flags: number, offset: number, length: number): number {
 		const zeroes = type === command.WRITE_ZEROES;
-		const allowed = zeroes ? commandFlag.FUA | commandFlag.NO_HOLE | commandFlag.FAST_ZERO : commandFlag.FUA;
+		const allowed = zeroes ? commandFlag.NO_HOLE | commandFlag.FAST_ZERO : 0;
 		const error = this.#writeError(sink, flags, allowed, offset, length);
-		if (error !== 0) return error;
+		if (error !== 0) return error === errno.ENOSPC && !zeroes ? errno.EINVAL : error;
 		// Zeros that must be allocated are written out: not faster than a write, as FAST_ZERO demands.
 		const slow = commandFlag.FAST_ZERO | commandFlag.NO_HOLE;
 		return (flags & slow) === slow ? errno.ENOTSUP : 0;
@@ -284,8 +317,8 @@ export class Connection {
 	}
 }
 
-/** EINVAL for unknown flags or a range outside the disk ("Error values"), else 0. */
+/** EINVAL for unknown flags or a range outside the disk ("Error values"), else 0. FUA is valid for all commands. */
 function rangeError(sink: RequestSink, flags: number, allowed: number, offset: number, length: number): number {
-	if ((flags & ~allowed) !== 0) return errno.EINVAL;
+	if ((flags & ~(allowed | commandFlag.FUA)) !== 0) return errno.EINVAL;
 	return offset + length > sink.diskSize ? errno.EINVAL : 0;
 }

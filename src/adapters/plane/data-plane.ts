@@ -39,6 +39,7 @@ export class DataPlane implements AsyncDisposable {
 	readonly #exited: Promise<void>;
 	#nextId = 1;
 	#stopped: VmsweepError | undefined;
+	#joined: Promise<void> | undefined;
 
 	private constructor(setup: DataPlaneSetup) {
 		this.#onEvent = setup.onEvent;
@@ -91,10 +92,13 @@ export class DataPlane implements AsyncDisposable {
 		});
 	}
 
-	/** Flushes, closes the log cleanly and ends the threads. Idempotent. */
+	/** Flushes, closes the log cleanly and ends the threads, also where that fails; throws why. Idempotent. */
 	async stop(): Promise<void> {
-		if (this.#stopped === undefined) await this.ask("stop");
-		await this.#join();
+		try {
+			if (this.#stopped === undefined) await this.ask("stop");
+		} finally {
+			await this.#join();
+		}
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {
@@ -120,7 +124,13 @@ export class DataPlane implements AsyncDisposable {
 		this.#waiting.clear();
 	}
 
-	async #join(): Promise<void> {
+	#join(): Promise<void> {
+		// Once only: by the second time the bell's number may belong to another file.
+		this.#joined ??= this.#joinThreads();
+		return this.#joined;
+	}
+
+	async #joinThreads(): Promise<void> {
 		await this.#exited;
 		stopHelpers(this.#helperMemory);
 		await Promise.all(this.#helpers.map((helper) => new Promise((resolve) => {

@@ -89,7 +89,7 @@ export class DiskReader {
 					return this.readCached(target, targetAt);
 				}
 				if (count !== length) return false;
-			} else this.#readRun(run, target.address + to);
+			} else if (this.#readRun(run, target.address + to) < 0) return false;
 			to += length;
 		}
 		return true;
@@ -100,7 +100,10 @@ export class DiskReader {
 		let to = targetAt;
 		for (let run = 0; run < this.count; run++) {
 			if (this.fd[run] === ZERO_RUN) target.bytes.fill(0, to, to + this.length[run]!);
-			else this.#readRun(run, target.address + to);
+			else {
+				const result = this.#readRun(run, target.address + to);
+				if (result < 0) throw sys.hostError(result, "reading the disk's images");
+			}
 			to += this.length[run]!;
 		}
 	}
@@ -112,13 +115,7 @@ export class DiskReader {
 				sys.fadvise(this.fd[run]!, this.fileAt[run]!, this.length[run]!, sys.POSIX_FADV_WILLNEED);
 	}
 
-	#readRun(run: number, address: number): void {
-		const length = this.length[run]!;
-		for (let done = 0; done < length; ) {
-			const count = sys.pread(this.fd[run]!, address + done, length - done, this.fileAt[run]! + done);
-			if (count === -sys.EINTR) continue;
-			if (count <= 0) throw sys.hostError(count === 0 ? -sys.EIO : count, "reading the disk's images");
-			done += count;
-		}
+	#readRun(run: number, address: number): number {
+		return sys.preadAll(this.fd[run]!, address, this.length[run]!, this.fileAt[run]!);
 	}
 }

@@ -52,13 +52,15 @@ export function planeHandlers(plane: Plane, file: HostFile): PlaneHandlers {
 		trim: (_, done) => {
 			const ranges = log.borrowCold(PUNCH_AT_ONCE);
 			let bytes = 0;
+			let punched = false;
 			try {
 				for (const { offset, length } of ranges) {
 					file.punch(offset, length);
 					bytes += length;
 				}
+				punched = true;
 			} finally {
-				log.returnCold(ranges);
+				log.returnCold(ranges, punched);
 			}
 			done(bytes + log.trimFile());
 		},

@@ -55,6 +55,11 @@ export class HelperPool {
 		this.#numbers = new Float64Array(memory);
 	}
 
+	/** True where one more job leaves another slot free: what can wait leaves the last one to flushes. */
+	get hasSpare(): boolean {
+		return this.#busy < JOB_COUNT - 1;
+	}
+
 	/** Jobs that are queued, running, or done and not yet collected. */
 	get busy(): number {
 		return this.#busy;
@@ -126,17 +131,7 @@ function runJob(words: Int32Array, numbers: Float64Array, word: number): number 
 	const fd = words[word + FD]!;
 	if (words[word + OP] === JOB_DATASYNC) return sys.fdatasync(fd);
 	const number = word / 2;
-	const address = numbers[number + ADDRESS]!;
-	const length = numbers[number + LENGTH]!;
-	const at = numbers[number + AT]!;
-	for (let done = 0; done < length; ) {
-		const count = sys.pread(fd, address + done, length - done, at + done);
-		if (count === -sys.EINTR) continue;
-		// The end of the file inside a block that the index points at: the file was cut by somebody.
-		if (count <= 0) return count === 0 ? -sys.EIO : count;
-		done += count;
-	}
-	return length;
+	return sys.preadAll(fd, numbers[number + ADDRESS]!, numbers[number + LENGTH]!, numbers[number + AT]!);
 }
 
 const wordOf = (job: number): number => (HEADER_BYTES + job * SLOT_BYTES) / 4;

@@ -14,7 +14,7 @@
 import type { FirstImage } from "../../core/log/first-image.ts";
 import type { PinnedBytes } from "../../core/log/host-file.ts";
 import { blockStatusBytesMax, encodeBlockStatus } from "../../core/nbd/block-status.ts";
-import { commandFlag, errno } from "../../core/nbd/protocol.ts";
+import { commandFlag, errno, PAYLOAD_BYTES_MAX } from "../../core/nbd/protocol.ts";
 import { BARE_REPLY_BYTES, READ_HEADER_BYTES } from "../../core/nbd/replies.ts";
 import type { VmsweepError } from "../../foundations/errors.ts";
 import { errorTable } from "../../foundations/errors.ts";
@@ -41,6 +41,8 @@ import { ViewPoints } from "./view-points.ts";
 const STATUS_EXTENTS_MAX = 1024;
 /** Segments that clients must leave free: room for the cleaner's own entries and for half-filled segments. */
 const ROOM_MARGIN_SEGMENTS = 3;
+/** Flushes and slow reads that a client may have under way before its next requests wait. */
+const IN_FLIGHT_MAX = 1024;
 const POLLFD_BYTES = 8;
 
 /** What the plane is made of; the worker opens it. */
@@ -73,11 +75,8 @@ export interface PlaneCounters {
 	errors: number;
 }
 
-/** Somebody who waits until everything below a position is durable. */
-interface FlushWaiter {
-	readonly position: LogPosition;
-	readonly done: (error: number) => void;
-}
+/** Is told 0 or an errno once everything written before it began to wait is durable. */
+type FlushWaiter = (error: number) => void;
 
 export class Plane implements RequestSink {
 	readonly log: FirstImage;
@@ -119,7 +118,10 @@ export class Plane implements RequestSink {
 	readonly #stagedOwner: number[] = [];
 	#stagedBlocks = 0;
 
+	/** Wait for the next flush. A position would not do to tell whether the running one covers them: zeroing moves none. */
 	#flushWaiters: FlushWaiter[] = [];
+	/** Wait for the flush that is running. */
+	#flushing: FlushWaiter[] = [];
 	#flushJob = -1;
 	#flushPosition: LogPosition = logPosition(0);
 
@@ -139,8 +141,23 @@ export class Plane implements RequestSink {
 
 	/** Serves until `stop`. */
 	run(): void {
-		while (!this.#stopped) this.#serveRound();
-		for (const client of this.#clients.values()) sys.close(client.fd);
+		try {
+			while (!this.#stopped) this.#serveRound();
+		} finally {
+			this.#drainHelpers();
+			for (const client of this.#clients.values()) sys.close(client.fd);
+		}
+	}
+
+	/** Waits for the helpers: they read into this thread's memory, which ends with it. */
+	#drainHelpers(): void {
+		const view = this.#pollView(1);
+		while (this.#helpers.busy > 0) {
+			putPollFd(view, 0, this.#parts.bell, sys.POLLIN);
+			sys.poll(this.#pollMemory.address, 1, -1);
+			sys.read(this.#parts.bell, this.#bellCount.address, 8);
+			this.#helpers.collect(() => {});
+		}
 	}
 
 	/** Ends `run` after the present round. */
@@ -158,7 +175,7 @@ export class Plane implements RequestSink {
 	/** Tells `done` (0 or an errno) once all that is written now is durable; one fdatasync serves many. */
 	flush(done: (error: number) => void): void {
 		this.commitStaged();
-		this.#flushWaiters.push({ position: this.log.position, done });
+		this.#flushWaiters.push(done);
 	}
 
 	// ---- One round ----------------------------------------------------------------------------------------
@@ -166,6 +183,8 @@ export class Plane implements RequestSink {
 	#serveRound(): void {
 		this.#round++;
 		this.#waitForWork();
+		// The log is closed: nothing may be written any more.
+		if (this.#stopped) return;
 		for (const client of this.#work) client.parse(this);
 		this.commitStaged();
 		for (const client of this.#work) this.#answer(client);
@@ -183,11 +202,12 @@ export class Plane implements RequestSink {
 		fds.push(this.#parts.bell);
 		putPollFd(view, 0, this.#parts.bell, sys.POLLIN);
 		for (const client of this.#clients.values()) {
-			if (client.hasMore && client.output.isEmpty) {
+			const mayParse = client.output.isEmpty && client.inFlight < IN_FLIGHT_MAX;
+			if (client.hasMore && mayParse) {
 				ready = true;
 				this.#enlist(client);
 			}
-			const wantsInput = !client.stalled && !client.leaving && client.output.isEmpty && !client.input.isFull;
+			const wantsInput = mayParse && !client.stalled && !client.leaving && !client.input.isFull;
 			const events = (wantsInput ? sys.POLLIN : 0) | (client.output.isEmpty ? 0 : sys.POLLOUT);
 			putPollFd(view, fds.length, client.fd, events);
 			fds.push(client.fd);
@@ -255,11 +275,13 @@ export class Plane implements RequestSink {
 		const source = client.input.memory;
 		const headEnd = Math.min(at + length, Math.ceil(at / BLOCK_SIZE) * BLOCK_SIZE);
 		const tailStart = Math.max(headEnd, Math.floor((at + length) / BLOCK_SIZE) * BLOCK_SIZE);
-		if (headEnd > at) this.#stagePart(client, at, headEnd - at, source, from, owner);
+		let whole = true;
+		if (headEnd > at) whole = this.#stagePart(client, at, headEnd - at, source, from, owner);
 		if (tailStart > headEnd) this.#stageBlocks(client, headEnd, tailStart - headEnd, source, from + headEnd - at, owner);
 		if (at + length > tailStart)
-			this.#stagePart(client, tailStart, at + length - tailStart, source, from + tailStart - at, owner);
-		if (this.viewPoints.isWatching) this.#noteWrite(at, length, source, from);
+			whole = this.#stagePart(client, tailStart, at + length - tailStart, source, from + tailStart - at, owner) && whole;
+		if (!whole) this.viewPoints.lose();
+		else if (this.viewPoints.isWatching) this.#noteWrite(at, length, source, from);
 		return true;
 	}
 
@@ -274,7 +296,8 @@ export class Plane implements RequestSink {
 			const piece = how === "allocate" ? Math.min(tailStart - start, this.#zeros.bytes.length) : tailStart - start;
 			if (how === "allocate") this.#stageBlocks(client, start, piece, this.#zeros, 0, owner);
 			else {
-				this.#own(client, owner, 0);
+				// An entry takes no slot, but room in a segment all the same.
+				this.#own(client, owner, 1);
 				this.log.stageZero(start / BLOCK_SIZE, piece / BLOCK_SIZE, "zero");
 			}
 			start += piece;
@@ -294,23 +317,23 @@ export class Plane implements RequestSink {
 		this.log.stageData(at / BLOCK_SIZE, length / BLOCK_SIZE, source, from);
 	}
 
-	/** Stages a part of one block, merged with what the block holds now. */
-	#stagePart(client: Connection, at: number, length: number, source: PinnedBytes, from: number, owner: number): void {
+	/** Stages a part of one block, merged with what the block holds now; false where that can't be read. */
+	#stagePart(client: Connection, at: number, length: number, source: PinnedBytes, from: number, owner: number): boolean {
 		this.commitStaged();
 		const block = Math.floor(at / BLOCK_SIZE);
 		const scratch = this.#scratchNext;
 		this.#scratchNext = BLOCK_SIZE - scratch;
-		this.#own(client, owner, 1);
 		try {
 			this.#reader.plan(block * BLOCK_SIZE, BLOCK_SIZE);
 			this.#reader.readBlocking(this.#scratch, scratch);
 		} catch {
-			this.#stagedClient.length = this.#stagedOwner.length = 0;
 			this.#failOwner(client, owner, errno.EIO);
-			return;
+			return false;
 		}
 		this.#scratch.bytes.set(source.bytes.subarray(from, from + length), scratch + at - block * BLOCK_SIZE);
+		this.#own(client, owner, 1);
 		this.log.stageData(block, 1, this.#scratch, scratch);
+		return true;
 	}
 
 	#own(client: Connection, owner: number, blocks: number): void {
@@ -335,10 +358,15 @@ export class Plane implements RequestSink {
 		const cause = this.log.commitError;
 		for (let i = done; i < count; i++)
 			this.#failOwner(this.#stagedClient[i]!, this.#stagedOwner[i]!, nbdErrno(cause));
-		if (this.log.poisoned && !this.#poisonReported) {
-			this.#poisonReported = true;
-			this.#parts.onPoisoned(cause?.message ?? "the first image can't be written");
-		}
+		if (this.log.poisoned) this.#reportPoison(cause?.message ?? "the first image can't be written");
+	}
+
+	/** Says once that the log takes no writes any more; clients that wait for room get their errors. */
+	#reportPoison(reason: string): void {
+		if (this.#poisonReported) return;
+		this.#poisonReported = true;
+		this.#parts.onPoisoned(reason);
+		this.resumeStalled();
 	}
 
 	#failOwner(client: Connection, owner: number, error: number): void {
@@ -370,8 +398,8 @@ export class Plane implements RequestSink {
 
 	/** No room: true where the request is answered with ENOSPC, false where its client waits for the cleaner. */
 	#refuse(client: Connection, owner: number): boolean {
-		if (this.refuseWhenFull) {
-			this.#failOwner(client, owner, errno.ENOSPC);
+		if (this.refuseWhenFull || this.log.poisoned) {
+			this.#failOwner(client, owner, this.log.poisoned ? errno.EIO : errno.ENOSPC);
 			return true;
 		}
 		if (!this.#stallReported) {
@@ -395,10 +423,14 @@ export class Plane implements RequestSink {
 
 	// ---- Flushing -----------------------------------------------------------------------------------------
 
+	/** Begins a flush where somebody waits for one, or where it frees segments for clients that wait for room. */
 	#startFlush(): void {
-		if (this.#flushJob >= 0 || this.#flushWaiters.length === 0) return;
+		if (this.#flushJob >= 0) return;
+		if (this.#flushWaiters.length === 0 && !(this.#stallReported && this.log.needsFlush)) return;
+		this.#flushing = this.#flushWaiters;
+		this.#flushWaiters = [];
 		if (this.log.poisoned) {
-			this.#answerWaiters(errno.EIO);
+			this.#answerFlushed(errno.EIO);
 			return;
 		}
 		this.#flushPosition = this.log.beginFlush();
@@ -409,30 +441,26 @@ export class Plane implements RequestSink {
 
 	#finishFlush(result: number): void {
 		const usedBefore = this.log.usedBytes;
-		if (result < 0) {
-			this.log.failFlush();
-			this.#parts.onPoisoned(`flushing the first image failed: ${sys.errnoName(-result)}`);
-			this.#answerWaiters(errno.EIO);
-			return;
-		}
 		try {
+			if (result < 0) {
+				const error = sys.hostError(result, "flushing the first image");
+				this.log.failFlush(error);
+				throw error;
+			}
 			this.log.completeFlush(this.#flushPosition);
 		} catch (error) {
-			this.#parts.onPoisoned(error instanceof Error ? error.message : String(error));
-			this.#answerWaiters(errno.EIO);
+			this.#reportPoison(error instanceof Error ? error.message : String(error));
+			this.#answerFlushed(errno.EIO);
 			return;
 		}
-		this.#answerWaiters(0);
+		this.#answerFlushed(0);
 		if (this.log.usedBytes < usedBefore) this.resumeStalled();
 	}
 
-	#answerWaiters(error: number): void {
-		const waiters = this.#flushWaiters;
-		this.#flushWaiters = [];
-		for (const waiter of waiters) {
-			if (error !== 0 || waiter.position <= this.#flushPosition) waiter.done(error);
-			else this.#flushWaiters.push(waiter);
-		}
+	#answerFlushed(error: number): void {
+		const waiters = this.#flushing;
+		this.#flushing = [];
+		for (const done of waiters) done(error);
 	}
 
 	// ---- Answers ------------------------------------------------------------------------------------------
@@ -467,15 +495,12 @@ export class Plane implements RequestSink {
 	#awaitFlush(client: Connection, high: number, low: number): void {
 		this.counters.flushes++;
 		client.inFlight++;
-		this.#flushWaiters.push({
-			position: this.log.position,
-			done: (error) => {
-				client.inFlight--;
-				if (client.broken) return;
-				if (error === 0) this.#putDone(client, high, low);
-				else this.#putError(client, high, low, error);
-				this.#send(client);
-			},
+		this.#flushWaiters.push((error) => {
+			client.inFlight--;
+			if (client.broken) return;
+			if (error === 0) this.#putDone(client, high, low);
+			else this.#putError(client, high, low, error);
+			this.#send(client);
 		});
 	}
 
@@ -560,7 +585,8 @@ export class Plane implements RequestSink {
 
 	willNeed(at: number, length: number): void {
 		if (length === 0) return;
-		this.#reader.plan(at, length);
+		// Advice only: what is more than one read could take is not worth the time of others.
+		this.#reader.plan(at, Math.min(length, PAYLOAD_BYTES_MAX));
 		this.#reader.readAhead();
 	}
 }

@@ -76,7 +76,8 @@ export class SlowReads {
 		this.#byJob.delete(job);
 		if (result < 0) read.result = result;
 		if (--read.outstanding > 0) return undefined;
-		if (read.result === 0 && !this.#stillThere(read)) {
+		// A failure counts only where the blocks didn't move: a place that was given up may be cut off the file.
+		if (!this.#stillThere(read)) {
 			if (++read.attempts < ATTEMPTS_MAX) {
 				this.#submit(read);
 				if (read.outstanding > 0) return undefined;
@@ -92,17 +93,19 @@ export class SlowReads {
 		const reader = this.#reader;
 		reader.plan(read.offset, read.length);
 		read.runs = [];
+		read.result = 0;
 		let to = 0;
 		for (let run = 0; run < reader.count; run++) {
 			const [fd, fileAt, length] = [reader.fd[run]!, reader.fileAt[run]!, reader.length[run]!];
 			read.runs.push({ fd, fileAt, position: reader.position[run]! });
 			if (fd === ZERO_RUN) read.buffer.bytes.fill(0, to, to + length);
 			else {
-				const job = this.#helpers.queue(JOB_READ, fd, read.buffer.address + to, length, fileAt);
+				const address = read.buffer.address + to;
+				const job = this.#helpers.hasSpare ? this.#helpers.queue(JOB_READ, fd, address, length, fileAt) : -1;
 				if (job >= 0) {
 					this.#byJob.set(job, read);
 					read.outstanding++;
-				} else read.result = Math.min(read.result, readAll(fd, read.buffer.address + to, length, fileAt));
+				} else read.result = Math.min(read.result, sys.preadAll(fd, address, length, fileAt));
 			}
 			to += length;
 		}
@@ -119,20 +122,11 @@ export class SlowReads {
 
 	#readHere(read: SlowRead): void {
 		this.#reader.plan(read.offset, read.length);
+		read.result = 0;
 		try {
 			this.#reader.readBlocking(read.buffer, 0);
 		} catch {
 			read.result = -sys.EIO;
 		}
 	}
-}
-
-function readAll(fd: number, address: number, length: number, at: number): number {
-	for (let done = 0; done < length; ) {
-		const count = sys.pread(fd, address + done, length - done, at + done);
-		if (count === -sys.EINTR) continue;
-		if (count <= 0) return count === 0 ? -sys.EIO : count;
-		done += count;
-	}
-	return 0;
 }

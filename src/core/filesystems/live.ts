@@ -59,7 +59,10 @@ export type LiveState =
 			readonly position: LogPosition;
 			/** Blocks with W(b) < settled qualify. Infinity after a clean unmount: every free block of the view does. */
 			readonly settled: LogPosition;
-			/** Byte ranges of the volume whose allocation was read again by this pass, sorted: decide only these again. */
+			/**
+			 * Byte ranges of the volume whose allocation was read again by this pass, sorted: decide only these again, and
+			 * the blocks that were free before but written too lately, which `settled` may have passed by now.
+			 */
 			readonly changed: readonly ByteRange[];
 			readonly metadataBytesRead: number;
 			readonly groupsRead: number;
@@ -96,7 +99,10 @@ export interface LiveVolume {
 	 * newest write to *any* byte of the volume, or null where none came since the volume was opened here.
 	 */
 	advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState>;
-	/** Free runs in `[from, to)` of the volume as last judged, in order, in whole file-system blocks. */
+	/**
+	 * Free runs in `[from, to)` of the volume as last judged, in order, in whole file-system blocks. Nothing unless the
+	 * last judgement was `ready`.
+	 */
 	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange>;
 	/** True where every byte of `[at, at + length)` lies in free file-system blocks, as last judged. */
 	isFree(at: ByteOffset, length: ByteCount): boolean;

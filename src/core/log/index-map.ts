@@ -36,7 +36,7 @@ const PAGE_WORDS = 256;
 const LEAF_SHIFT = 8;
 const MIDDLE_SHIFT = 16;
 const MIDDLE_BLOCKS = 1 << MIDDLE_SHIFT;
-const SLAB_SHIFT = 12;
+const SLAB_SHIFT = 8;
 const SLAB_PAGES = 1 << SLAB_SHIFT;
 
 /** Pages and where they are: shared by the map and all its views. */

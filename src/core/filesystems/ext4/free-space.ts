@@ -49,9 +49,13 @@ export async function readDescriptors(volume: ByteSource, geometry: Geometry): P
 	return all.subarray(0, geometry.groupCount * geometry.descriptorSize);
 }
 
-/** Parses and checks one descriptor out of {@link readDescriptors}. */
-export function parseDescriptor(descriptors: Uint8Array, geometry: Geometry, group: number): Group {
-	const at = group * geometry.descriptorSize;
+/** Parses and checks a group's descriptor at byte `at` of `descriptors`; by default of {@link readDescriptors}'s array. */
+export function parseDescriptor(
+	descriptors: Uint8Array,
+	geometry: Geometry,
+	group: number,
+	at: number = group * geometry.descriptorSize,
+): Group {
 	const raw = descriptors.subarray(at, at + geometry.descriptorSize);
 	const view = viewOf(raw);
 	const read = GroupDescriptor.read;
@@ -96,7 +100,7 @@ function descriptorChecksum(raw: Uint8Array, geometry: Geometry, group: number):
 export class Allocation {
 	readonly geometry: Geometry;
 	readonly used: UsedBitmap;
-	readonly groups: readonly Group[];
+	readonly #groups: Group[];
 	/** All blocks that hold metadata, whatever the bitmaps say. */
 	readonly metadata: BlockRanges;
 	readonly #warnings = new Map<number, string>();
@@ -105,7 +109,7 @@ export class Allocation {
 	constructor(geometry: Geometry, descriptors: Uint8Array, journal: readonly JournalRun[]) {
 		this.geometry = geometry;
 		this.used = new UsedBitmap(geometry.clusterCount);
-		this.groups = Array.from({ length: geometry.groupCount }, (_, group) => parseDescriptor(descriptors, geometry, group));
+		this.#groups = Array.from({ length: geometry.groupCount }, (_, group) => parseDescriptor(descriptors, geometry, group));
 		this.#anyDescriptorWrong = this.groups.some((group) => group.wrong !== null);
 		const ranges = baseMetadata(geometry);
 		for (const { physical, count } of journal) ranges.push({ start: physical, end: physical + count });
@@ -116,6 +120,39 @@ export class Allocation {
 			ranges.push({ start: group.inodeTable, end: group.inodeTable + geometry.inodeTableBlocks });
 		}
 		this.metadata = new BlockRanges(ranges);
+	}
+
+	get groups(): readonly Group[] {
+		return this.#groups;
+	}
+
+	/**
+	 * Takes a newer descriptor of a group; its bitmap must be read again. False where it moves the group's metadata or
+	 * is wrong: then only reading everything again tells the truth.
+	 */
+	replaceDescriptor(group: number, next: Group): boolean {
+		const before = this.#groups[group]!;
+		if (
+			next.wrong !== null ||
+			before.wrong !== null ||
+			next.blockBitmap !== before.blockBitmap ||
+			next.inodeBitmap !== before.inodeBitmap ||
+			next.inodeTable !== before.inodeTable
+		)
+			return false;
+		this.#groups[group] = next;
+		return true;
+	}
+
+	/** True where all of `[at, at + length)`, in bytes of the volume, lies in free clusters. */
+	isFree(at: number, length: number): boolean {
+		const { clusterRatio, blockSize, blocksCount, firstDataBlock } = this.geometry;
+		const base = firstDataBlock * blockSize;
+		if (at < base || at + length > blocksCount * blockSize || length <= 0) return false;
+		const unit = clusterRatio * blockSize;
+		const last = Math.floor((at + length - 1 - base) / unit);
+		for (let cluster = Math.floor((at - base) / unit); cluster <= last; cluster++) if (this.used.isUsed(cluster)) return false;
+		return true;
 	}
 
 	/** What is wrong with which groups; at most a screenful. */

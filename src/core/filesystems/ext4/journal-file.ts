@@ -43,22 +43,18 @@ export interface JournalRun {
 export class JournalFile {
 	readonly runs: readonly JournalRun[];
 	readonly blockCount: number;
+	/** The same runs, by their place in the volume. */
+	readonly #byPlace: readonly JournalRun[];
 
 	constructor(runs: readonly JournalRun[]) {
 		this.runs = runs;
+		this.#byPlace = [...runs].sort((a, b) => a.physical - b.physical);
 		this.blockCount = runs.reduce((sum, run) => sum + run.count, 0);
 	}
 
 	/** The volume's block that holds journal block `logical`, and how many more follow it directly. */
 	locate(logical: number): { physical: number; count: number } {
-		let low = 0;
-		let high = this.runs.length - 1;
-		while (low < high) {
-			const middle = (low + high + 1) >>> 1;
-			if (this.runs[middle]!.logical <= logical) low = middle;
-			else high = middle - 1;
-		}
-		const run = this.runs[low];
+		const run = lastNotAbove(this.runs, logical, (each) => each.logical);
 		if (run === undefined || logical < run.logical || logical >= run.logical + run.count)
 			throw damaged(`it has no block ${logical}`);
 		const within = logical - run.logical;
@@ -67,10 +63,22 @@ export class JournalFile {
 
 	/** The journal block that lies at the volume's block `physical`, or -1. */
 	logicalAt(physical: number): number {
-		for (const run of this.runs)
-			if (physical >= run.physical && physical < run.physical + run.count) return run.logical + physical - run.physical;
-		return -1;
+		const run = lastNotAbove(this.#byPlace, physical, (each) => each.physical);
+		const isInside = run !== undefined && physical >= run.physical && physical < run.physical + run.count;
+		return isInside ? run.logical + physical - run.physical : -1;
 	}
+}
+
+/** The last of the sorted `runs` whose key is not above `limit`; the first one where all are. */
+function lastNotAbove(runs: readonly JournalRun[], limit: number, key: (run: JournalRun) => number): JournalRun | undefined {
+	let low = 0;
+	let high = runs.length - 1;
+	while (low < high) {
+		const middle = (low + high + 1) >>> 1;
+		if (key(runs[middle]!) <= limit) low = middle;
+		else high = middle - 1;
+	}
+	return runs[low];
 }
 
 /** Finds the blocks of the internal journal. Throws VOLUME_DAMAGED where its inode makes no sense. */

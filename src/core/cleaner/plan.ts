@@ -1,0 +1,134 @@
+// Plan: the cleaner's arithmetic. Which blocks of a free range may be dropped now, which must wait, and in what
+// order used blocks are copied. Pure: numbers in, numbers out; all facts come from the log and the guest map.
+//
+//   free bytes of a volume ─► whole disk blocks ─► by last write: settled | young     (live-safety E2, L8)
+//   live blocks of a segment ─► minus free ones ─► sorted copies                      (moving needs no proof)
+
+import type { ByteRange } from "../../foundations/guest-map.ts";
+import { BLOCK_SIZE, type ByteCount, type ByteOffset } from "../../foundations/units.ts";
+import type { LastWritten } from "./last-written.ts";
+
+/** A run of disk blocks. */
+export interface BlockRun {
+	readonly block: number;
+	readonly count: number;
+}
+
+/** Where a run of a view is: in the second image, nowhere (zeros), or at consecutive log positions. */
+export interface PlacedRun extends BlockRun {
+	readonly place: "second" | "zero" | "first";
+	/** Log position of the first block; meaningful for `first` only. */
+	readonly position: number;
+}
+
+/** What is to happen to free blocks. */
+export interface DropPlan {
+	/** Last written before the evidence begins: may be dropped. */
+	readonly settled: BlockRun[];
+	/** Written since: more commits of the guest are needed. */
+	readonly young: BlockRun[];
+}
+
+/** The whole 4 KiB disk blocks inside a byte range of a volume that starts at `volumeStart`; undefined for none (L8). */
+export function wholeBlocks(range: ByteRange, volumeStart: number): BlockRun | undefined {
+	const block = Math.ceil((volumeStart + range.start) / BLOCK_SIZE);
+	const end = Math.floor((volumeStart + range.start + range.length) / BLOCK_SIZE);
+	return end > block ? { block, count: end - block } : undefined;
+}
+
+/**
+ * Splits free blocks by their last write W(b): blocks with W(b) below `settledBefore` have the commits after them
+ * that the rule wants. `lastWritten` bounds W(b) for blocks of the second image.
+ */
+export function planDrops(placed: Iterable<PlacedRun>, settledBefore: number, lastWritten: LastWritten): DropPlan {
+	const plan: DropPlan = { settled: [], young: [] };
+	for (const run of placed) {
+		if (run.place === "zero") continue;
+		if (run.place === "second") {
+			for (const { block, count, position } of lastWritten.parts(run))
+				appendRun(position <= settledBefore ? plan.settled : plan.young, block, count);
+			continue;
+		}
+		const settledCount = Math.max(0, Math.min(run.count, settledBefore - run.position));
+		if (settledCount > 0) appendRun(plan.settled, run.block, settledCount);
+		if (settledCount < run.count) appendRun(plan.young, run.block + settledCount, run.count - settledCount);
+	}
+	return plan;
+}
+
+/** Adds a run at the end of a sorted list, joining it with its neighbour. */
+export function appendRun(runs: BlockRun[], block: number, count: number): void {
+	const last = runs.at(-1);
+	if (last !== undefined && last.block + last.count === block) runs[runs.length - 1] = { block: last.block, count: last.count + count };
+	else runs.push({ block, count });
+}
+
+/** The parts of `run` that lie in none of `holes` (sorted, without overlap). */
+export function subtract(run: BlockRun, holes: readonly BlockRun[]): BlockRun[] {
+	const left: BlockRun[] = [];
+	let at = run.block;
+	const end = run.block + run.count;
+	for (const hole of holes) {
+		if (hole.block + hole.count <= at) continue;
+		if (hole.block >= end) break;
+		if (hole.block > at) left.push({ block: at, count: hole.block - at });
+		at = Math.max(at, hole.block + hole.count);
+	}
+	if (at < end) left.push({ block: at, count: end - at });
+	return left;
+}
+
+/** A live run of a segment: disk blocks, the slots that hold them, and where those lie in the first image's file. */
+export interface LiveRun extends BlockRun {
+	readonly slot: number;
+	readonly at: ByteOffset;
+}
+
+/** One copy from the first image to the second, in bytes. */
+export interface Copy {
+	readonly from: ByteOffset;
+	readonly to: ByteOffset;
+	readonly length: ByteCount;
+}
+
+/** Copies for live runs, sorted by target, neighbours in both images joined. */
+export function planCopies(runs: readonly LiveRun[]): Copy[] {
+	const copies: Copy[] = [];
+	for (const { block, count, at: from } of runs.toSorted((a, b) => a.block - b.block)) {
+		const to = block * BLOCK_SIZE;
+		const length = count * BLOCK_SIZE;
+		const last = copies.at(-1);
+		if (last !== undefined && last.to + last.length === to && last.from + last.length === from)
+			copies[copies.length - 1] = { ...last, length: (last.length + length) as ByteCount };
+		else copies.push({ from, to: to as ByteOffset, length: length as ByteCount });
+	}
+	return copies;
+}
+
+/** Runs as the data plane takes them: [block, count]…. */
+export const packRuns = (runs: readonly BlockRun[]): Float64Array => Float64Array.from(runs.flatMap(({ block, count }) => [block, count]));
+
+/** [block, count]… as runs. */
+export function unpackRuns(packed: Float64Array): BlockRun[] {
+	const runs: BlockRun[] = [];
+	for (let i = 0; i < packed.length; i += 2) runs.push({ block: packed[i]!, count: packed[i + 1]! });
+	return runs;
+}
+
+/** [block, count, slot, file offset]… as runs. */
+export function unpackLiveRuns(packed: Float64Array): LiveRun[] {
+	const runs: LiveRun[] = [];
+	for (let i = 0; i < packed.length; i += 4)
+		runs.push({ block: packed[i]!, count: packed[i + 1]!, slot: packed[i + 2]!, at: packed[i + 3] as ByteOffset });
+	return runs;
+}
+
+/** Runs as the data plane takes them: [block, count, slot]…. */
+export const packLiveRuns = (runs: readonly LiveRun[]): Float64Array =>
+	Float64Array.from(runs.flatMap(({ block, count, slot }) => [block, count, slot]));
+
+/** A part of a live run, by its place in it. */
+export function partOf(run: LiveRun, block: number, count: number): LiveRun {
+	const skip = block - run.block;
+	return { block, count, slot: run.slot + skip, at: (run.at + skip * BLOCK_SIZE) as ByteOffset };
+}

@@ -1,0 +1,112 @@
+// vmsweep status [DISK]: how a disk is, served or not; without DISK, all disks in the current folder.
+
+import { Command } from "commander";
+import { formatBytes } from "../../foundations/units.ts";
+import { type AnyDiskStatus, diskStatus, findDisks, type RestingDiskStatus } from "../../services/control-at-rest.ts";
+import type { DiskStatus } from "../../services/served-disk.ts";
+import { reportFailure } from "./failure.ts";
+import { formatTable, print, printJson } from "./output.ts";
+
+export const statusCommand = (): Command =>
+	new Command("status")
+		.description("show the state of a disk, or of all disks in the current folder")
+		.argument("[disk]", "the disk's folder")
+		.option("--json", "print JSON")
+		.action(status);
+
+async function status(directory: string | undefined, { json = false }: { readonly json?: boolean }): Promise<void> {
+	if (directory !== undefined) {
+		const found = await diskStatus(directory);
+		return await (json ? printJson(found) : print(found.served ? describeServed(found) : describeResting(found)));
+	}
+	const found = await statusOfAll();
+	if (json) return await printJson(found);
+	if (found.length === 0) return await print("no disks in this folder\n");
+	const rows = [["DISK", "SIZE", "STATE", "FIRST IMAGE", "SECOND IMAGE"], ...found.map(row)];
+	await print(formatTable(rows, [1, 3, 4]));
+}
+
+/** One bad disk must not hide the others: it is told on standard error. */
+async function statusOfAll(): Promise<AnyDiskStatus[]> {
+	const found: AnyDiskStatus[] = [];
+	for (const path of await findDisks("."))
+		try {
+			found.push(await diskStatus(path));
+		} catch (error) {
+			process.exitCode = reportFailure(error);
+		}
+	return found;
+}
+
+const row = (disk: AnyDiskStatus): string[] => [
+	disk.name,
+	formatBytes(disk.size),
+	disk.served ? `served, ${count(disk.clients, "client")}` : leftAs(disk),
+	bytesOrMissing(disk.first.hostBytes),
+	bytesOrMissing(disk.second.hostBytes),
+];
+
+function describeServed(disk: DiskStatus): string {
+	const { first, second, guest, cleaner } = disk;
+	const facts = [
+		["first image", `${formatBytes(first.hostBytes)} on the host, ${formatBytes(first.usedBytes)} in use, limit ${formatBytes(first.limitBytes)}`],
+		["", first.path],
+		["second image", `${formatBytes(second.hostBytes)} on the host`],
+		["", second.path],
+		["guest", `read ${formatBytes(guest.readBytes)}, wrote ${formatBytes(guest.writtenBytes)}, ${count(guest.flushes, "flush", "flushes")}`],
+		["cleaner", `dropped ${formatBytes(cleaner.droppedBytes)}, moved ${formatBytes(cleaner.movedBytes)}, gave ${formatBytes(cleaner.punchedBytes)} of the first image back`],
+		["", `read ${formatBytes(cleaner.metadataBytesRead)} of metadata, ${formatBytes(cleaner.metadataBytesLastPass)} in the last pass`],
+		...disk.volumes.map(({ id, type, phase, pendingBytes, reason }) => [
+			id,
+			[
+				type,
+				phase === "kept" ? "kept" : `${phase} phase`,
+				...(pendingBytes > 0 ? [`${formatBytes(pendingBytes)} pending (free, but written too recently)`] : []),
+				...(reason === null ? [] : [reason]),
+			].join(", "),
+		]),
+	];
+	if (disk.stalled > 0) facts.push(["waiting", `${count(disk.stalled, "client")} for room in the first image`]);
+	const cleaning = disk.cleaning === "continuous" ? "cleaned continuously" : "cleaning off";
+	return `${heading(disk)}served, ${count(disk.clients, "client")}, ${cleaning}\n${factTable(facts)}`;
+}
+
+function describeResting(disk: RestingDiskStatus): string {
+	const { first, second, problems } = disk;
+	const state = {
+		whole: ", whole by itself",
+		"needs-first-image": ", needs the first image",
+	};
+	const facts = [
+		["first image", `${bytesOrMissing(first.hostBytes)} on the host`],
+		["", first.path],
+		["second image", `${bytesOrMissing(second.hostBytes)} on the host${second.state === null ? "" : state[second.state]}`],
+		["", second.path],
+		...problems.map((problem) => ["problem", problem]),
+	];
+	return `${heading(disk)}${leftAs(disk)}\n${factTable(facts)}`;
+}
+
+const heading = ({ name, size, uuid }: AnyDiskStatus): string => `${describeName(name)} (${formatBytes(size)}, ${uuid}): `;
+
+const describeName = (name: string): string => formatTable([[name]]).trimEnd();
+
+const factTable = (facts: readonly (readonly string[])[]): string =>
+	formatTable(facts.map(([name, ...rest]) => [`  ${name}`, ...rest]));
+
+function leftAs({ left }: RestingDiskStatus): string {
+	switch (left) {
+		case "new":
+			return "not served yet";
+		case "clean":
+			return "not served, closed cleanly";
+		case "unclean":
+			return "not served, not closed cleanly (the next start recovers it)";
+		default:
+			return left satisfies never;
+	}
+}
+
+const bytesOrMissing = (bytes: number | null): string => (bytes === null ? "missing" : formatBytes(bytes));
+
+const count = (n: number, one: string, many = `${one}s`): string => `${n} ${n === 1 ? one : many}`;

@@ -1,0 +1,112 @@
+// Dropper: lets go of blocks that a volume's file system has proved unused, in both images.
+//
+//   free runs ─ locate in a fresh view ─► settled | young
+//   settled ─► data plane: compare and swap to "reads as zeros" ─► punch the second image ─► flush it
+//           ─► data plane: nothing left in the first image either
+//
+// Where each condition of docs/live-safety.md is kept: E1, E5, E6, E7 in the file system's reader, E2 in `planDrops`,
+// E3 and L5 in the data plane's `dropped` (unchanged since the view), E4 and L4 by `isDurable`, L8 in `wholeBlocks`.
+
+import type { DataPlane } from "../../adapters/plane/data-plane.ts";
+import { LOCATED_STRIDE, type ViewHandle } from "../../adapters/plane/messages.ts";
+import { dataRuns } from "../../adapters/os/data-runs.ts";
+import type { SecondImage } from "../../adapters/images/second-image.ts";
+import { appendRun, type BlockRun, packRuns, type PlacedRun, planDrops, unpackRuns } from "../../core/cleaner/plan.ts";
+import type { LastWritten } from "../../core/cleaner/last-written.ts";
+import { ABSENT, ZERO } from "../../core/log/first-image.ts";
+import { assert } from "../../foundations/errors.ts";
+import { BLOCK_SIZE, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
+
+/** Runs handed to the data plane at once: bounds how long the guest waits for it. */
+const RUNS_PER_CALL = 4096;
+
+/** What one pass dropped and what has to wait. */
+export interface Dropped {
+	readonly droppedBytes: number;
+	/** Free, but written too recently. */
+	readonly young: readonly BlockRun[];
+}
+
+export class Dropper {
+	readonly #plane: DataPlane;
+	readonly #second: SecondImage;
+	readonly #lastWritten: LastWritten;
+
+	constructor(plane: DataPlane, second: SecondImage, lastWritten: LastWritten) {
+		this.#plane = plane;
+		this.#second = second;
+		this.#lastWritten = lastWritten;
+	}
+
+	/**
+	 * Drops what of `free` (unused by the evidence at an earlier position) was last written before `settledBefore`.
+	 * The blocks' last writes are judged now, on a fresh view: what was written since the evidence is young, and what
+	 * was merely moved since then is not.
+	 */
+	async drop(free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
+		const view = await this.#plane.ask("takeView");
+		try {
+			await this.#plane.ask("flush");
+			assert(await this.#plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
+			return await this.#dropIn(view, free, settledBefore);
+		} finally {
+			await this.#plane.ask("releaseView", view.id);
+		}
+	}
+
+	async #dropIn(view: ViewHandle, free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
+		const young: BlockRun[] = [];
+		let droppedBytes = 0;
+		let batch: BlockRun[] = [];
+		for (const run of free) {
+			const plan = planDrops(await this.#worthDropping(view, run), settledBefore, this.#lastWritten);
+			for (const { block, count } of plan.young) appendRun(young, block, count);
+			batch.push(...plan.settled);
+			if (batch.length < RUNS_PER_CALL) continue;
+			droppedBytes += await this.#apply(view, batch);
+			batch = [];
+		}
+		if (batch.length > 0) droppedBytes += await this.#apply(view, batch);
+		return { droppedBytes, young };
+	}
+
+	/** The parts of a run that hold something: blocks in the first image, and allocated ones in the second. */
+	async #worthDropping(view: ViewHandle, run: BlockRun): Promise<PlacedRun[]> {
+		const located = await this.#plane.ask("locate", { view: view.id, block: run.block, count: run.count });
+		const placed: PlacedRun[] = [];
+		for (let i = 0; i < located.length; i += LOCATED_STRIDE) {
+			const [block, count, value] = [located[i]!, located[i + 1]!, located[i + 2]!];
+			if (value === ZERO) continue;
+			if (value !== ABSENT) placed.push({ block, count, place: "first", position: located[i + 4]! });
+			else
+				for (const stored of this.#storedBlocks(block, count)) placed.push({ ...stored, place: "second", position: -1 });
+		}
+		return placed;
+	}
+
+	/** The blocks of a run that take space in the second image. */
+	*#storedBlocks(block: number, count: number): Generator<BlockRun> {
+		const size = this.#second.size;
+		const end = Math.min((block + count) * BLOCK_SIZE, size);
+		for (const data of dataRuns(this.#second.fd, block * BLOCK_SIZE, end)) {
+			const first = Math.floor(data.start / BLOCK_SIZE);
+			yield { block: first, count: Math.ceil(data.end / BLOCK_SIZE) - first };
+		}
+	}
+
+	async #apply(view: ViewHandle, runs: readonly BlockRun[]): Promise<number> {
+		const applied = unpackRuns(await this.#plane.ask("dropped", { runs: packRuns(runs), view: view.id }));
+		await this.punch(applied);
+		return applied.reduce((bytes, { count }) => bytes + count * BLOCK_SIZE, 0);
+	}
+
+	/** Frees blocks that read as zeros in the second image, and then takes their mark off the first. */
+	async punch(runs: readonly BlockRun[]): Promise<void> {
+		if (runs.length === 0) return;
+		for (const { block, count } of runs)
+			for (const stored of this.#storedBlocks(block, count))
+				await this.#second.punch(byteOffset(stored.block * BLOCK_SIZE), byteCount(stored.count * BLOCK_SIZE));
+		await this.#second.flush();
+		await this.#plane.ask("punched", packRuns(runs));
+	}
+}

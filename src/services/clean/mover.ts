@@ -1,0 +1,75 @@
+// Mover: empties segments of the first image, oldest first, into the second image.
+//
+//   live blocks of a segment ─► copy, sorted by target ─► flush the second image ─► data plane: point there
+//   zeroed ranges            ─► punch                  ─┘
+//
+// Moving keeps the content, so it needs no proof. Two things must hold all the same:
+//  - only what is durable in the log may be copied: otherwise a power cut would leave the second image ahead of
+//    the log, and the disk would no longer be a prefix of what the guest wrote
+//  - the copy is durable before the index points at it
+// A crash at any point leaves the segment's blocks where they were; they are moved again.
+
+import type { SecondImage } from "../../adapters/images/second-image.ts";
+import type { DataPlane } from "../../adapters/plane/data-plane.ts";
+import type { ViewHandle } from "../../adapters/plane/messages.ts";
+import {
+	type BlockRun,
+	type LiveRun,
+	packLiveRuns,
+	partOf,
+	planCopies,
+	subtract,
+	unpackLiveRuns,
+	unpackRuns,
+} from "../../core/cleaner/plan.ts";
+import type { LastWritten } from "../../core/cleaner/last-written.ts";
+import type { SegmentInfo } from "../../core/log/first-image.ts";
+import { BLOCK_SIZE } from "../../foundations/units.ts";
+import type { Dropper } from "./dropper.ts";
+
+/** What became of one segment. */
+export interface SegmentOutcome {
+	readonly movedBytes: number;
+	/** Blocks left in it on purpose: unused, but too young to be dropped. */
+	readonly keptBlocks: number;
+}
+
+export class Mover {
+	readonly #plane: DataPlane;
+	readonly #second: SecondImage;
+	readonly #firstFd: number;
+	readonly #dropper: Dropper;
+	readonly #lastWritten: LastWritten;
+
+	constructor(plane: DataPlane, firstFd: number, second: SecondImage, dropper: Dropper, lastWritten: LastWritten) {
+		this.#plane = plane;
+		this.#firstFd = firstFd;
+		this.#second = second;
+		this.#dropper = dropper;
+		this.#lastWritten = lastWritten;
+	}
+
+	/**
+	 * Moves what a sealed segment still holds, but for blocks in `keep` (sorted): they wait to be dropped.
+	 * `view` is durable and at or behind the segment's end.
+	 */
+	async moveSegment(segment: SegmentInfo, view: ViewHandle, keep: readonly BlockRun[]): Promise<SegmentOutcome> {
+		const live = unpackLiveRuns(await this.#plane.ask("liveRuns", segment.sequence));
+		const used = live.flatMap((run) => subtract(run, keep).map(({ block, count }) => partOf(run, block, count)));
+		// Noted first: a bound that is too new only makes the dropper wait.
+		for (const run of used) this.#lastWritten.moved(run, segment.endPosition);
+		const movedBytes = await this.#move(used, view);
+		const zeroed = unpackRuns(await this.#plane.ask("zeroRuns", segment.sequence));
+		await this.#dropper.punch(zeroed);
+		return { movedBytes, keptBlocks: blocksIn(live) - blocksIn(used) };
+	}
+
+	async #move(runs: readonly LiveRun[], view: ViewHandle): Promise<number> {
+		if (runs.length === 0) return 0;
+		await this.#second.copyFrom(this.#firstFd, planCopies(runs));
+		await this.#second.flush();
+		return (await this.#plane.ask("moved", { runs: packLiveRuns(runs), view: view.id })) * BLOCK_SIZE;
+	}
+}
+
+const blocksIn = (runs: readonly BlockRun[]): number => runs.reduce((blocks, { count }) => blocks + count, 0);

@@ -1,0 +1,212 @@
+// Volumes: the file systems of a served disk over time. Finds them, watches their metadata, and asks their live
+// rules what may be dropped.
+//
+//   identify ─► live volumes ─► watch plan ─► (data plane) ─► notices, views at commit records
+//       ▲                                                        │
+//       └── a table or signature changed, notices were lost ◄────┤
+//                                                                └─► observe, advance ─► verdicts
+//
+// A watch plan must be in force before the view on which a live volume starts: otherwise a write between the two
+// would be missed. So identification sets the plan, takes a newer view, and starts over where the plan changed.
+
+import type { DataPlane } from "../../adapters/plane/data-plane.ts";
+import type { ViewHandle } from "../../adapters/plane/messages.ts";
+import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/plane/watch.ts";
+import { Ext4LiveVolume } from "../../core/filesystems/ext4/live.ts";
+import type { LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
+import { isVmsweepError } from "../../foundations/errors.ts";
+import type { ByteRange } from "../../foundations/guest-map.ts";
+import { type ByteSource, slice } from "../../foundations/source.ts";
+import { type ByteCount, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
+import { type IdentifiedVolume, identifyVolumes } from "../guest-map.ts";
+
+/** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
+const IDENTIFY_ROUNDS_MAX = 5;
+
+/** One volume of the served disk. */
+export interface ServedVolume {
+	readonly id: string;
+	readonly start: number;
+	readonly length: number;
+	readonly type: string;
+	/** Undefined where no live rule applies; `reason` says why. */
+	readonly live: LiveVolume | undefined;
+	/** The latest verdict. */
+	verdict: LiveState | undefined;
+	/** Why nothing is dropped, or undefined. */
+	reason: string | undefined;
+	/** Notices that are newer than the last view. */
+	waiting: Notice[];
+	/** End position of its last write as of the previous round, -1 for none since the watch began. */
+	lastWrite: number;
+	/** The last write when a clean unmount was last looked for; undefined before the first look. */
+	lookedAt: number | undefined;
+}
+
+/** A verdict with the view that it was reached in; the view must be released. */
+export interface Verdict {
+	readonly volume: ServedVolume;
+	readonly view: ViewHandle;
+	readonly state: LiveState;
+}
+
+/** How a view of the disk is read. */
+export type ReadView = (view: ViewHandle) => ByteSource;
+
+export class Volumes {
+	readonly #plane: DataPlane;
+	readonly #readView: ReadView;
+	readonly #identity: string;
+	readonly list: readonly ServedVolume[];
+
+	private constructor(plane: DataPlane, readView: ReadView, list: readonly ServedVolume[], identity: string) {
+		this.#plane = plane;
+		this.#readView = readView;
+		this.list = list;
+		this.#identity = identity;
+	}
+
+	/** Identifies the disk's volumes and starts to watch them. */
+	static async identify(plane: DataPlane, readView: ReadView): Promise<Volumes> {
+		let planned = "";
+		for (let round = 0; ; round++) {
+			const view = await plane.ask("takeView");
+			try {
+				const source = readView(view);
+				const { volumes, identity } = await identifyVolumes(source);
+				const list = await Promise.all(volumes.map((volume) => openVolume(source, volume)));
+				const plan = watchPlan(list, identity);
+				const key = JSON.stringify(plan, (_, value: unknown) => (value instanceof Uint8Array ? [...value] : value));
+				if (key === planned || round === IDENTIFY_ROUNDS_MAX) {
+					for (const volume of list) volume.waiting = [];
+					return new Volumes(plane, readView, list, identityKey(volumes));
+				}
+				await plane.ask("watch", plan);
+				planned = key;
+			} finally {
+				await plane.ask("releaseView", view.id);
+			}
+		}
+	}
+
+	/** True where the disk is divided as before and its volumes have the same owners. */
+	async isStillTheSame(): Promise<boolean> {
+		const view = await this.#plane.ask("takeView");
+		try {
+			const { volumes } = await identifyVolumes(this.#readView(view));
+			return identityKey(volumes) === this.#identity;
+		} finally {
+			await this.#plane.ask("releaseView", view.id);
+		}
+	}
+
+	/** Feeds what was collected, and judges every volume that has a new view point or may have been unmounted. */
+	async judge(collected: Collected): Promise<Verdict[]> {
+		for (const notice of collected.notices) this.list[notice.volume]?.waiting.push(notice);
+		const verdicts: Verdict[] = [];
+		for (const [index, volume] of this.list.entries()) {
+			if (volume.live === undefined) continue;
+			const point = collected.views[index];
+			const lastWrite = collected.lastWrite[index] ?? -1;
+			const verdict =
+				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, lastWrite);
+			if (verdict !== undefined) verdicts.push(verdict);
+		}
+		return verdicts;
+	}
+
+	/** Judges a view that ends at a possible commit record. */
+	async #judgeAt(volume: ServedVolume, view: ViewHandle): Promise<Verdict> {
+		const live = volume.live!;
+		await live.observe(takeWritesUpTo(volume, view.position));
+		const state = await live.advance(this.#sourceOf(volume, view), view.position);
+		return this.#conclude(volume, view, state);
+	}
+
+	/** Without new commits: once the volume has come to rest, was it unmounted cleanly? Asked once per rest. */
+	async #judgeQuiet(volume: ServedVolume, lastWrite: number): Promise<Verdict | undefined> {
+		const rested = lastWrite === volume.lastWrite;
+		volume.lastWrite = lastWrite;
+		if (!rested || volume.lookedAt === lastWrite) return undefined;
+		volume.lookedAt = lastWrite;
+		const view = await this.#plane.ask("takeView");
+		const live = volume.live!;
+		await live.observe(takeWritesUpTo(volume, view.position));
+		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
+		const state = await live.advanceClean(this.#sourceOf(volume, view), view.position, end);
+		// A mounted volume that merely rests keeps the verdict that its commits gave.
+		if (state.kind === "keep" && volume.verdict?.kind === "ready") {
+			await this.#plane.ask("releaseView", view.id);
+			return undefined;
+		}
+		return this.#conclude(volume, view, state);
+	}
+
+	#conclude(volume: ServedVolume, view: ViewHandle, state: LiveState): Verdict {
+		volume.verdict = state;
+		volume.reason = state.kind === "keep" ? state.reason : undefined;
+		return { volume, view, state };
+	}
+
+	#sourceOf(volume: ServedVolume, view: ViewHandle): ByteSource {
+		return slice(this.#readView(view), byteOffset(volume.start), byteCount(volume.length));
+	}
+}
+
+async function openVolume(disk: ByteSource, volume: IdentifiedVolume): Promise<ServedVolume> {
+	const { id, offset: start, size: length, type } = volume;
+	const served = { id, start, length, type, verdict: undefined, waiting: [], lastWrite: -1, lookedAt: undefined };
+	if (volume.kept !== null) return { ...served, live: undefined, reason: volume.kept };
+	try {
+		const live = await Ext4LiveVolume.open(slice(disk, start, length));
+		return { ...served, type: live.type, live, reason: undefined };
+	} catch (error) {
+		if (!isVmsweepError(error) || (error.kind !== "corrupt" && error.kind !== "unsupported")) throw error;
+		return { ...served, live: undefined, reason: error.message };
+	}
+}
+
+/** The writes of a volume up to a position, taken off those that wait. */
+function takeWritesUpTo(volume: ServedVolume, position: LogPosition): MetadataWrite[] {
+	const later = volume.waiting.findIndex(({ end }) => end > position);
+	const due = later < 0 ? volume.waiting : volume.waiting.slice(0, later);
+	volume.waiting = later < 0 ? [] : volume.waiting.slice(later);
+	return due.map(({ at, length, bytes, position: from, end }) => ({
+		at: byteOffset(at - volume.start),
+		length,
+		position: from,
+		end,
+		read: () => Promise.resolve(bytes ?? new Uint8Array(length)),
+	}));
+}
+
+function watchPlan(list: readonly ServedVolume[], identity: readonly ByteRange[]): WatchPlan {
+	const ranges = list.flatMap((volume, index): WatchRange[] =>
+		(volume.live?.watch() ?? []).map(({ start, length, mark }) => ({
+			volume: index,
+			start: byteOffset(volume.start + start),
+			length,
+			...(mark === undefined ? {} : { mark }),
+		})),
+	);
+	return {
+		volumes: list.map(({ start, length }) => ({ start: byteOffset(start), length: byteCount(length) })),
+		ranges: ranges.toSorted((a, b) => a.start - b.start),
+		identity: joined(identity),
+	};
+}
+
+/** Sorts ranges and joins those that touch or overlap. */
+function joined(ranges: readonly ByteRange[]): ByteRange[] {
+	const result: ByteRange[] = [];
+	for (const range of ranges.toSorted((a, b) => a.start - b.start)) {
+		const last = result.at(-1);
+		const end = range.start + range.length;
+		if (last === undefined || last.start + last.length < range.start) result.push(range);
+		else result[result.length - 1] = { start: last.start, length: Math.max(last.length, end - last.start) as ByteCount };
+	}
+	return result;
+}
+
+const identityKey = (volumes: readonly IdentifiedVolume[]): string =>
+	volumes.map(({ id, offset, size, type, kept }) => `${id} ${offset} ${size} ${type} ${kept}`).join("\n");

@@ -1,0 +1,355 @@
+// Served disk: one disk while it is in use. Owns everything that must be opened, watched and closed together: the
+// disk's directory with its locks, the data-plane threads, the cleaner.
+//
+//   open:  directory (locks, identities) ─► note that the first image is needed ─► data plane ─► cleaner
+//   close: cleaner ─► data plane (flush, log closed) ─► directory (second image durable, closed cleanly)
+//
+// Whatever fails on the way leaves the disk as a crash would: the next open recovers it.
+
+import { basename } from "node:path";
+import type { NbdClient } from "../adapters/nbd/listener.ts";
+import { DataPlane } from "../adapters/plane/data-plane.ts";
+import type { PlaneStatus } from "../adapters/plane/messages.ts";
+import { BASE_ALLOCATION } from "../core/nbd/protocol.ts";
+import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
+import { type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
+import { Cleaner, type CleanerCounters, type VolumeStatus } from "./clean/cleaner.ts";
+import type { ReadView } from "./clean/volumes.ts";
+import { type DiskDirectory, openDiskDirectory } from "./disk-directory.ts";
+import { viewSource } from "./view-source.ts";
+
+/** Time between two rounds of cleaning that found nothing to do. */
+const ROUND_MS = 1_000;
+/** Rounds of urgent cleaning in a row that freed nothing, before waiting writes get ENOSPC. */
+const HOPELESS_ROUNDS = 3;
+/** The log is flushed at least this often while the guest writes: bounds what recovery must check. */
+const DURABLE_MS = 1_000;
+/** Rounds after which "clean now" gives up on a guest that never rests. */
+const CLEAN_ROUNDS_MAX = 64;
+
+export interface ServedDiskOptions {
+	/** Most host bytes that the first image may fill; default: by the disk's size. */
+	readonly limitBytes?: number;
+	/** Serve although the second image was changed since the last clean close. */
+	readonly acceptChangedImage?: boolean;
+	/** One line about something an operator should know. */
+	readonly onEvent?: (line: string) => void;
+	/** The disk can't be served any more; clients will see errors. */
+	readonly onBroken?: (error: Error) => void;
+}
+
+/** What `vmsweep status` shows of a served disk. Sizes in bytes. */
+export interface DiskStatus {
+	readonly name: string;
+	readonly uuid: string;
+	readonly size: number;
+	readonly served: true;
+	readonly clients: number;
+	readonly cleaning: "continuous" | "off";
+	readonly first: {
+		readonly path: string;
+		/** Host bytes of the file, free segments kept ready included. */
+		readonly hostBytes: number;
+		/** Host bytes of segments in use. */
+		readonly usedBytes: number;
+		readonly limitBytes: number;
+		readonly position: number;
+		readonly durablePosition: number;
+	};
+	readonly second: { readonly path: string; readonly hostBytes: number; readonly copyMethod: string };
+	readonly guest: PlaneStatus["counters"];
+	readonly cleaner: CleanerCounters;
+	readonly volumes: readonly VolumeStatus[];
+	/** Clients that wait for room in the first image. */
+	readonly stalled: number;
+}
+
+/** What a thorough cleaning did. Sizes in bytes. */
+export interface CleanReport {
+	readonly droppedBytes: number;
+	readonly movedBytes: number;
+	readonly firstBytesBefore: number;
+	readonly firstBytesAfter: number;
+	readonly secondBytesBefore: number;
+	readonly secondBytesAfter: number;
+	readonly volumes: readonly VolumeStatus[];
+}
+
+export type CommitReport = CleanReport;
+
+export class ServedDisk implements AsyncDisposable {
+	readonly path: string;
+	readonly name: string;
+	readonly size: ByteCount;
+	readonly #directory: DiskDirectory;
+	readonly #plane: DataPlane;
+	readonly #cleaner: Cleaner;
+	readonly #onEvent: (line: string) => void;
+	readonly #closing = new AbortController();
+	/** Ends a pause between rounds early. */
+	#wake: () => void = () => {};
+	#cleaning: Promise<void> | undefined;
+	#flushing: Promise<void>;
+	/** The round in progress; rounds never overlap. */
+	#round: Promise<unknown> = Promise.resolve();
+	#hopelessRounds = 0;
+	#refusing = false;
+	#closed: Promise<void> | undefined;
+
+	private constructor(directory: DiskDirectory, plane: DataPlane, opened: LogPosition, onEvent: (line: string) => void) {
+		this.#directory = directory;
+		this.#plane = plane;
+		this.#onEvent = onEvent;
+		this.path = directory.path;
+		this.name = basename(directory.path);
+		this.size = byteCount(directory.description.size);
+		const { firstFd, second } = directory;
+		const readView: ReadView = (view) => viewSource(plane, view, firstFd, second, this.size);
+		this.#cleaner = new Cleaner({ plane, firstFd, second, readView }, opened);
+		this.#flushing = this.#keepDurable();
+	}
+
+	/** Opens a disk for its one server. Throws what opening its directory or recovering its log throws. */
+	static async open(path: string, options: ServedDiskOptions = {}): Promise<ServedDisk> {
+		const { acceptChangedImage = false, onEvent = () => {}, onBroken = () => {} } = options;
+		const directory = await openDiskDirectory(path, { acceptChangedImage });
+		let disk: ServedDisk | undefined;
+		try {
+			const { position } = directory.stand;
+			await directory.recordStand({ state: "needs-first-image", position });
+			if (!directory.wasClean) onEvent(`${directory.path} was not closed cleanly: recovering its first image`);
+			const size = directory.description.size;
+			const plane = await DataPlane.start({
+				logFd: directory.firstFd,
+				logName: directory.firstPath,
+				secondFd: directory.second.fd,
+				secondSize: directory.second.size,
+				uuid: directory.uuid,
+				limitBytes: options.limitBytes ?? defaultLimit(size),
+				onEvent: (event) => {
+					if (event.kind === "stalled") disk?.hurry();
+					else onBroken(new VmsweepError("LOG_POISONED", event.reason));
+				},
+				onDeath: onBroken,
+			});
+			disk = new ServedDisk(directory, plane, (await plane.ask("status")).position, onEvent);
+			return disk;
+		} catch (error) {
+			await directory[Symbol.asyncDispose]();
+			throw error;
+		}
+	}
+
+	/** Hands a connected client to the data plane. */
+	async attach(client: NbdClient, readOnly: boolean): Promise<void> {
+		const context = client.metaContexts.find(({ name }) => name === BASE_ALLOCATION);
+		await this.#plane.ask("attach", {
+			fd: client.fd,
+			structuredReplies: client.structuredReplies,
+			allocationContext: context?.id ?? -1,
+			leftover: client.leftover,
+			readOnly,
+		});
+	}
+
+	/** Begins the next round of cleaning now. */
+	hurry(): void {
+		this.#wake();
+	}
+
+	/** Cleans in the background until the disk is closed. */
+	startCleaning(): void {
+		this.#cleaning ??= this.#cleanContinuously();
+	}
+
+	/** Cleans everything that can be cleaned now, and waits for it. */
+	async cleanNow(onProgress: (counters: CleanerCounters) => void = () => {}): Promise<CleanReport> {
+		return await this.#exclusive(async () => {
+			const before = await this.#sizes();
+			const counters = { ...this.#cleaner.counters };
+			for (let round = 0; round < CLEAN_ROUNDS_MAX; round++) {
+				await this.#plane.ask("seal");
+				const progress = await this.#cleaner.round({ everything: true });
+				onProgress(this.#cleaner.counters);
+				// The first rounds only begin to watch; what they learn is used by the next.
+				if (progress === 0 && round >= 2) break;
+			}
+			return await this.#report(before, counters);
+		});
+	}
+
+	/** Folds the first image into the second completely; afterwards the second image is the whole disk. */
+	async commit(onProgress: (counters: CleanerCounters) => void = () => {}): Promise<CommitReport> {
+		const status = await this.#plane.ask("status");
+		if (status.clients > 0)
+			throw new VmsweepError("DISK_LOCKED", `${this.path} has ${status.clients} clients. Shut the VM down, then commit.`);
+		return await this.#exclusive(async () => {
+			const before = await this.#sizes();
+			const counters = { ...this.#cleaner.counters };
+			// First drop what can be dropped, so that it is not copied; then move all the rest, young or not.
+			for (let round = 0; round < CLEAN_ROUNDS_MAX; round++) {
+				await this.#plane.ask("seal");
+				const evenYoung = round >= 2;
+				const progress = await this.#cleaner.round({ everything: true, evenYoung });
+				onProgress(this.#cleaner.counters);
+				if (progress === 0 && evenYoung) break;
+			}
+			const left = (await this.#plane.ask("segments")).reduce((slots, { liveSlots }) => slots + liveSlots, 0);
+			assert(left === 0, `${left} blocks are left in the first image after a commit`);
+			await this.#directory.second.flush();
+			await this.#directory.recordStand({ state: "whole", position: status.position });
+			return await this.#report(before, counters);
+		});
+	}
+
+	async status(): Promise<DiskStatus> {
+		const plane = await this.#plane.ask("status");
+		const { second, description } = this.#directory;
+		const sizes = await this.#sizes();
+		return {
+			name: this.name,
+			uuid: description.uuid,
+			size: this.size,
+			served: true,
+			clients: plane.clients,
+			cleaning: this.#cleaning === undefined ? "off" : "continuous",
+			first: {
+				path: this.#directory.firstPath,
+				hostBytes: sizes.first,
+				usedBytes: plane.usedBytes,
+				limitBytes: plane.limitBytes,
+				position: plane.position,
+				durablePosition: plane.durablePosition,
+			},
+			second: { path: second.path, hostBytes: sizes.second, copyMethod: second.copyMethod },
+			guest: plane.counters,
+			cleaner: { ...this.#cleaner.counters },
+			volumes: this.#cleaner.volumes(),
+			stalled: plane.stalled,
+		};
+	}
+
+	/** Ends cleanly: what clients still have in flight is done, everything is durable, nothing has to be recovered. */
+	close(): Promise<void> {
+		this.#closed ??= this.#close();
+		return this.#closed;
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await this.close();
+	}
+
+	async #close(): Promise<void> {
+		this.#closing.abort();
+		this.#wake();
+		await Promise.all([this.#cleaning, this.#flushing, this.#round]);
+		try {
+			await this.#plane.stop();
+		} catch (error) {
+			await this.#directory[Symbol.asyncDispose]();
+			throw error;
+		}
+		await this.#directory.close();
+	}
+
+	// ---- Background work ----------------------------------------------------------------------------------
+
+	async #cleanContinuously(): Promise<void> {
+		while (!this.#closing.signal.aborted) {
+			try {
+				const progress = await this.#exclusive(() => this.#cleaner.round());
+				await this.#faceFullLog(progress);
+				if (progress === 0) await this.#pause(ROUND_MS);
+			} catch (error) {
+				if (this.#closing.signal.aborted) return;
+				this.#onEvent(`cleaning ${this.path}: ${error instanceof Error ? error.message : String(error)}`);
+				if (isVmsweepError(error, "DISK_STOPPED")) return;
+				await this.#pause(10 * ROUND_MS);
+			}
+		}
+	}
+
+	/** Clients that wait for room get ENOSPC while cleaning has shown that it can't make any. */
+	async #faceFullLog(progress: number): Promise<void> {
+		const { stalled, usedBytes, limitBytes } = await this.#plane.ask("status");
+		this.#hopelessRounds = progress === 0 && (stalled > 0 || this.#refusing) ? this.#hopelessRounds + 1 : 0;
+		const refuse = this.#hopelessRounds >= HOPELESS_ROUNDS;
+		if (refuse === this.#refusing) return;
+		this.#refusing = refuse;
+		await this.#plane.ask("refuseWhenFull", refuse);
+		if (refuse)
+			this.#onEvent(
+				`${this.path}: the first image is full (${formatBytes(usedBytes)} of ${formatBytes(limitBytes)}) and can't be cleaned; writes fail with ENOSPC until it can`,
+			);
+	}
+
+	/** Flushes now and then, so that little has to be checked after a crash, and proofs are durable soon. */
+	async #keepDurable(): Promise<void> {
+		while (!this.#closing.signal.aborted) {
+			await this.#sleep(DURABLE_MS);
+			try {
+				const { position, durablePosition, poisoned } = await this.#plane.ask("status");
+				if (!poisoned && position > durablePosition) await this.#plane.ask("flush");
+			} catch (error) {
+				if (isVmsweepError(error, "DISK_STOPPED")) return;
+				this.#onEvent(`${this.path}: ${error instanceof Error ? error.message : String(error)}`);
+			}
+		}
+	}
+
+	/** Runs `work` when no other round runs. */
+	async #exclusive<T>(work: () => Promise<T>): Promise<T> {
+		const before = this.#round;
+		const { promise, resolve } = Promise.withResolvers<void>();
+		this.#round = promise;
+		await before;
+		try {
+			return await work();
+		} finally {
+			resolve();
+		}
+	}
+
+	async #pause(milliseconds: number): Promise<void> {
+		await Promise.race([this.#sleep(milliseconds), new Promise<void>((resolve) => (this.#wake = resolve))]);
+	}
+
+	#sleep(milliseconds: number): Promise<void> {
+		const { signal } = this.#closing;
+		if (signal.aborted) return Promise.resolve();
+		return new Promise((resolve) => {
+			const end = (): void => {
+				clearTimeout(timer);
+				signal.removeEventListener("abort", end);
+				resolve();
+			};
+			const timer = setTimeout(end, milliseconds);
+			signal.addEventListener("abort", end);
+		});
+	}
+
+	async #sizes(): Promise<{ first: number; second: number }> {
+		const [first, second] = await Promise.all([this.#directory.firstHostBytes(), this.#directory.second.allocatedBytes()]);
+		return { first, second };
+	}
+
+	async #report(before: { first: number; second: number }, counters: CleanerCounters): Promise<CleanReport> {
+		const after = await this.#sizes();
+		const now = this.#cleaner.counters;
+		return {
+			droppedBytes: now.droppedBytes - counters.droppedBytes,
+			movedBytes: now.movedBytes - counters.movedBytes,
+			firstBytesBefore: before.first,
+			firstBytesAfter: after.first,
+			secondBytesBefore: before.second,
+			secondBytesAfter: after.second,
+			volumes: this.#cleaner.volumes(),
+		};
+	}
+}
+
+const MIB = 1024 * 1024;
+
+/** A quarter of the disk, between 1 and 8 GiB. */
+const defaultLimit = (size: number): number =>
+	Math.max(1024 * MIB, Math.min(8192 * MIB, Math.floor(size / 4 / MIB) * MIB));

@@ -1,0 +1,170 @@
+// A data plane with an NBD listener and nothing else: no cleaner, no control plane. For tests of the data plane.
+//
+//   startPlane   in this process: the test can ask the plane for its counters
+//   spawnPlane   in a process of its own: the test can kill it
+//
+// Both serve one export, named like EXPORT. A disk that does not exist yet is made.
+
+import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { exportUri, type ListenAddress, listenNbd, type NbdListener } from "../../src/adapters/nbd/listener.ts";
+import * as sys from "../../src/adapters/os/syscalls.ts";
+import { DataPlane } from "../../src/adapters/plane/data-plane.ts";
+import type { PlaneEvent } from "../../src/adapters/plane/messages.ts";
+import { diskTransmissionFlags } from "../../src/core/nbd/handshake.ts";
+import { transmissionFlag } from "../../src/core/nbd/protocol.ts";
+import { byteCount } from "../../src/foundations/units.ts";
+import { createDisk } from "../../src/services/create.ts";
+import { type DiskDirectory, openDiskDirectory } from "../../src/services/disk-directory.ts";
+import { type Running, start } from "./processes.ts";
+
+export const EXPORT = "disk";
+
+export interface PlaneOptions {
+	/** The disk's directory; its parent exists. */
+	readonly directory: string;
+	/** Bytes, for a new disk; 64 MiB where not given. */
+	readonly size?: number;
+	/** An existing raw image to make the disk around, instead of a new one. */
+	readonly second?: string;
+	/** Most bytes of the first image; 16 GiB where not given. */
+	readonly limitBytes?: number;
+	readonly readOnly?: boolean;
+	/** Listens on a TCP port of the loopback address as well as on the Unix socket. */
+	readonly tcp?: boolean;
+}
+
+/** How clients reach a plane. */
+export interface PlaneAddresses {
+	readonly socketPath: string;
+	readonly uri: string;
+	/** URI of the TCP listener; empty without one. */
+	readonly tcpUri: string;
+	readonly tcpPort: number;
+}
+
+export class PlaneServer implements AsyncDisposable, PlaneAddresses {
+	readonly socketPath: string;
+	readonly uri: string;
+	readonly tcpUri: string;
+	readonly tcpPort: number;
+	readonly plane: DataPlane;
+	readonly directory: DiskDirectory;
+	readonly size: number;
+	/** What the plane said unasked, in order. */
+	readonly events: PlaneEvent[];
+	readonly #listeners: readonly NbdListener[];
+	#stopped: Promise<void> | undefined;
+
+	constructor(plane: DataPlane, directory: DiskDirectory, listeners: readonly NbdListener[], events: PlaneEvent[]) {
+		const [unix, tcp] = listeners.map(({ address }) => address);
+		assert(unix?.kind === "unix");
+		this.socketPath = unix.path;
+		this.uri = exportUri(unix, EXPORT);
+		this.tcpUri = tcp === undefined ? "" : exportUri(tcp, EXPORT);
+		this.tcpPort = tcp?.kind === "tcp" ? tcp.port : 0;
+		this.plane = plane;
+		this.directory = directory;
+		this.size = directory.second.size;
+		this.events = events;
+		this.#listeners = listeners;
+	}
+
+	/** Ends cleanly. */
+	stop(): Promise<void> {
+		this.#stopped ??= this.#stop();
+		return this.#stopped;
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await this.stop();
+	}
+
+	async #stop(): Promise<void> {
+		for (const listener of this.#listeners) await listener.close();
+		try {
+			await this.plane.stop();
+		} finally {
+			await this.directory.close();
+		}
+	}
+}
+
+/** Serves a disk in this process. */
+export async function startPlane(options: PlaneOptions): Promise<PlaneServer> {
+	const { directory: path, limitBytes = 16 * 2 ** 30, readOnly = false } = options;
+	if (!existsSync(join(path, "disk.json"))) {
+		const { second } = options;
+		const size = byteCount(options.size ?? 64 * 2 ** 20);
+		await createDisk({ directory: path, second: second ? { kind: "adopt", path: second } : { kind: "new", size } });
+	}
+	const directory = await openDiskDirectory(path);
+	const { second, firstFd, firstPath, uuid } = directory;
+	const events: PlaneEvent[] = [];
+	const plane = await DataPlane.start({
+		logFd: firstFd,
+		logName: firstPath,
+		secondFd: second.fd,
+		secondSize: second.size,
+		uuid,
+		limitBytes,
+		onEvent: (event) => events.push(event),
+		onDeath: (error) => {
+			throw error;
+		},
+	}).catch(async (error: unknown) => {
+		await directory[Symbol.asyncDispose]();
+		throw error;
+	});
+	const listen = (address: ListenAddress): Promise<NbdListener> =>
+		listenNbd({
+			address,
+			connectionsMax: 1024,
+			exports: () => [
+				{
+					name: EXPORT,
+					description: "",
+					size: second.size,
+					readOnly,
+					transmissionFlags: diskTransmissionFlags | (readOnly ? transmissionFlag.READ_ONLY : 0),
+					blockSize: { minimum: 1, preferred: 4096, maximumPayload: 2 ** 25 },
+				},
+			],
+			onClient: async ({ fd, structuredReplies, metaContexts, leftover }) => {
+				const allocationContext = metaContexts[0]?.id ?? -1;
+				await plane.ask("attach", { fd, structuredReplies, allocationContext, leftover, readOnly }).catch((error) => {
+					sys.close(fd);
+					throw error;
+				});
+			},
+		});
+	const listeners = [await listen({ kind: "unix", path: `${path}.sock` })];
+	if (options.tcp) listeners.push(await listen({ kind: "tcp", host: "127.0.0.1", port: 0 }));
+	return new PlaneServer(plane, directory, listeners, events);
+}
+
+/** A plane in a process of its own; its addresses are known as soon as this resolves. */
+export interface SpawnedPlane extends PlaneAddresses {
+	readonly process: Running;
+}
+
+/** Serves a disk in a process of its own: SIGTERM ends it cleanly, SIGKILL is a crash. */
+export async function spawnPlane(options: PlaneOptions): Promise<SpawnedPlane> {
+	const process_ = start(process.execPath, [import.meta.filename, JSON.stringify(options)]);
+	const ready = await process_.line(/^ready (.*)$/).catch(async (error: unknown) => {
+		await process_[Symbol.asyncDispose]();
+		throw error;
+	});
+	return { ...(JSON.parse(ready[1]!) as PlaneAddresses), process: process_ };
+}
+
+async function main(options: PlaneOptions): Promise<void> {
+	const server = await startPlane(options);
+	process.once("SIGTERM", () => void server.stop());
+	const { socketPath, uri, tcpUri, tcpPort } = server;
+	console.log(`ready ${JSON.stringify({ socketPath, uri, tcpUri, tcpPort } satisfies PlaneAddresses)}`);
+}
+
+if (import.meta.main) await main(JSON.parse(process.argv[2]!) as PlaneOptions);
+
