@@ -50,6 +50,7 @@ export class NbdClient implements AsyncDisposable {
 	readonly #structured: boolean;
 	readonly #waiting = new Map<bigint, Waiting>();
 	readonly #reader: ByteReader;
+	#frozen: Promise<void> | undefined;
 	#nextCookie = 0xfedc_ba98_0000_0000n;
 
 	private constructor(reader: ByteReader, structured: boolean, size: number, transmissionFlags: number) {
@@ -119,6 +120,13 @@ export class NbdClient implements AsyncDisposable {
 		return (await this.#ok({ type: nbd.command.BLOCK_STATUS, offset, length, flags })).extents;
 	}
 
+	/** Reads no replies from the next one on, so that the server's output piles up, until the returned function is called. */
+	freeze(): () => void {
+		const { promise, resolve } = Promise.withResolvers<void>();
+		this.#frozen = promise;
+		return resolve;
+	}
+
 	/** Says goodbye, and waits for the server to close. */
 	async disconnect(): Promise<void> {
 		this.socket.write(requestHeader({ type: nbd.command.DISC }, 0n));
@@ -143,7 +151,10 @@ export class NbdClient implements AsyncDisposable {
 
 	async #readReplies(): Promise<void> {
 		try {
-			for (;;) await (this.#structured ? this.#readChunk() : this.#readSimple());
+			for (;;) {
+				await this.#frozen;
+				await (this.#structured ? this.#readChunk() : this.#readSimple());
+			}
 		} catch (error) {
 			this.socket.destroy();
 			for (const { reject } of this.#waiting.values()) reject(new Error("the connection ended", { cause: error }));
