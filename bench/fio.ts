@@ -14,9 +14,10 @@ export interface FioResult {
 	readonly latencyMsP99: number;
 }
 
-/** How much of the disk to use, and for how long: exactly one of `seconds` and "once over all of it". */
 export interface FioRange {
+	/** Bytes of the disk to use, from its start. */
 	readonly sizeBytes: number;
+	/** How long to go on; once over the range where not given. */
 	readonly seconds?: number;
 }
 

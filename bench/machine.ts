@@ -1,11 +1,9 @@
 // The machine and the programs of a benchmark: without them its numbers mean nothing.
 
-import { accessSync, constants, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
-import { join } from "node:path";
-import { VmsweepError } from "../src/foundations/errors.ts";
 import { formatBytes } from "../src/foundations/units.ts";
-import { run, runOk, searchPath } from "../test/support/processes.ts";
+import { run, runOk } from "../test/support/processes.ts";
 
 /** File systems that keep files in memory: a benchmark there measures no disk. */
 const MEMORY_FILE_SYSTEMS = ["tmpfs", "ramfs"];
@@ -23,26 +21,6 @@ export interface Machine {
 	/** Load average of the last minute at the start: other work on the machine spoils the numbers. */
 	readonly loadAtStart: number;
 }
-
-/** Throws USAGE that names every program that is not there. */
-export function requirePrograms(names: readonly string[]): void {
-	const missing = [...new Set(names)].filter((name) => !hasProgram(name));
-	if (missing.length > 0)
-		throw new VmsweepError(
-			"USAGE",
-			`the benchmark misses ${missing.join(", ")}. As root "make setup" installs them; or leave peers out with --peers.`,
-		);
-}
-
-const hasProgram = (name: string): boolean =>
-	searchPath.split(":").some((folder) => {
-		try {
-			accessSync(join(folder, name), constants.X_OK);
-			return folder !== "";
-		} catch {
-			return false;
-		}
-	});
 
 /** Facts about this machine, the file system of `folder` and the given programs. */
 export async function describeMachine(folder: string, programs: readonly string[]): Promise<Machine> {

@@ -10,8 +10,8 @@
 // to its place in them. That is the hard case for vmsweep too, since a recycled segment takes writes faster than a
 // new one. The raw peers write in place, over blocks that the file system has allocated and holds in memory.
 
-import { readFileSync } from "node:fs";
-import { access, rm } from "node:fs/promises";
+import { existsSync, readFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { nbdUri } from "../test/support/guest.ts";
 import { type Running, runOk, start } from "../test/support/processes.ts";
@@ -112,7 +112,7 @@ async function startServer(
 		await remove();
 	};
 	try {
-		await running.until(() => exists(socket), "its socket");
+		await running.until(() => existsSync(socket), "its socket");
 	} catch (error) {
 		await stop();
 		throw error;
@@ -123,12 +123,6 @@ async function startServer(
 		[Symbol.asyncDispose]: stop,
 	};
 }
-
-const exists = (path: string): Promise<boolean> =>
-	access(path).then(
-		() => true,
-		() => false,
-	);
 
 /** Clock ticks per second of /proc; the kernel's interface fixes it at 100 on all current architectures. */
 const TICKS_PER_SECOND = 100;

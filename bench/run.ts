@@ -25,10 +25,11 @@ import { parseArgs } from "node:util";
 import { isVmsweepError, VmsweepError } from "../src/foundations/errors.ts";
 import { formatBytes } from "../src/foundations/units.ts";
 import { vmsweep as ownVmsweep, runOk } from "../test/support/processes.ts";
+import { requirePrograms } from "../tools/required-programs.ts";
 import { ScratchFolder } from "../tools/scratch-folder.ts";
 import { fill, runFio } from "./fio.ts";
 import { measureGuestMap } from "./guest-map.ts";
-import { describeMachine, machineLines, requirePrograms } from "./machine.ts";
+import { describeMachine, machineLines } from "./machine.ts";
 import { type Peer, type Place, peers } from "./peers.ts";
 import { cpuTable, spreadTable, targetTable, throughputTable } from "./report.ts";
 import { type Sample, targetsOf } from "./statistics.ts";
@@ -135,7 +136,7 @@ function chosen(text: string | undefined, all: readonly string[], what: string):
 
 async function bench(settings: Settings): Promise<void> {
 	const tools = settings.workloads.length === 0 ? [] : ["fio", ...settings.peers.flatMap((peer) => peer.tools)];
-	requirePrograms([...tools, ...(settings.map ? ["mke2fs", "dumpe2fs"] : []), "findmnt", "sync"]);
+	requirePrograms("the benchmark", [...tools, ...(settings.map ? ["mke2fs", "dumpe2fs"] : []), "findmnt", "sync"]);
 	await using scratch = await ScratchFolder.make(settings.folder, "vmsweep-bench-");
 	const machine = await describeMachine(scratch.path, tools);
 	console.log(machineLines(machine).join("\n"));

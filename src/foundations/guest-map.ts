@@ -70,7 +70,7 @@ export interface FileSystemMap {
 	readonly kept: string | null;
 	readonly warnings: readonly string[];
 	/** Maximal free runs inside `[from, to)`, in order; nothing for a volume that is kept whole. */
-	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange>;
+	readonly freeRuns: (from: ByteOffset, to: ByteOffset) => Iterable<ByteRange>;
 }
 
 /** The map of a whole disk. */

@@ -24,8 +24,8 @@ export interface RestingDiskStatus {
 	readonly size: number;
 	readonly served: false;
 	readonly created: string;
-	/** `new`: never served. `unclean`: the last process that had it crashed; the next one recovers it. */
-	readonly left: "new" | "clean" | "unclean";
+	/** `unclean`: the last process that had it crashed; the next one recovers it. */
+	readonly left: "clean" | "unclean";
 	readonly first: { readonly path: string; readonly hostBytes: number | null };
 	readonly second: {
 		readonly path: string;
@@ -61,14 +61,13 @@ export async function diskStatus(path: string): Promise<AnyDiskStatus> {
 	if (record === undefined) problems.push(`${recordPath} is missing. Put it back.`);
 	else if (record.uuid !== uuid) problems.push(`${secondPath} belongs to disk ${record.uuid} (${record.disk}).`);
 	if (closed !== undefined && closed.uuid !== uuid) problems.push(`${closedPath(directory)} is of another disk.`);
-	const neverServed = closed === undefined && record?.state === "whole" && record.position === 0;
 	return {
 		name: basename(directory),
 		uuid,
 		size,
 		served: false,
 		created,
-		left: closed !== undefined ? "clean" : neverServed ? "new" : "unclean",
+		left: closed === undefined ? "unclean" : "clean",
 		first: { path: firstPath, hostBytes: firstBytes },
 		second: {
 			path: secondPath,
@@ -88,7 +87,9 @@ export async function findDisks(folder: string): Promise<string[]> {
 		throw new VmsweepError("IO", `${folder} can't be listed (${cause.code}). Check its permissions.`, { cause });
 	});
 	const folders = entries.filter((entry) => entry.isDirectory() || entry.isSymbolicLink()).map(({ name }) => name);
-	const found = await Promise.all(folders.sort().map(async (name) => ((await isDisk(join(folder, name))) ? [name] : [])));
+	const found = await Promise.all(
+		folders.sort().map(async (name) => ((await isDisk(join(folder, name))) ? [name] : [])),
+	);
 	return found.flat().map((name) => join(folder, name));
 }
 

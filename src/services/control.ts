@@ -78,7 +78,10 @@ export async function askClean(
 		if ("error" in message) throw new VmsweepError(message.error.code, message.error.message);
 		onProgress(message.progress);
 	}
-	throw new VmsweepError("IO", `${directory}: the process that serves the disk ended during the cleaning. Check its log.`);
+	throw new VmsweepError(
+		"IO",
+		`${directory}: the process that serves the disk ended during the cleaning. Check its log.`,
+	);
 }
 
 type CleanMessage =

@@ -6,16 +6,16 @@
 // Each volume is read by itself and with a budget of bytes: a damaged or hostile volume is kept whole, and never
 // spoils the next one. Overlapping partitions are kept whole, all of them.
 
+import { readExt } from "../core/filesystems/ext4/index.ts";
+import { findSignatures, signatureRanges } from "../core/filesystems/signatures.ts";
+import type { Partition } from "../core/volumes/index.ts";
+import { readPartitionTable } from "../core/volumes/index.ts";
 import { isVmsweepError } from "../foundations/errors.ts";
 import type { ByteRange, Extent, FileSystemMap, GuestMap, VolumeMap } from "../foundations/guest-map.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { metered, slice } from "../foundations/source.ts";
 import type { ByteCount } from "../foundations/units.ts";
 import { byteCount, byteOffset } from "../foundations/units.ts";
-import { readExt } from "../core/filesystems/ext4/index.ts";
-import { findSignatures, signatureRanges } from "../core/filesystems/signatures.ts";
-import type { Partition } from "../core/volumes/index.ts";
-import { readPartitionTable } from "../core/volumes/index.ts";
 
 /** Partition tables are small; this stops a chain that leads all over the disk. */
 const TABLE_BUDGET = 16 << 20;
@@ -30,7 +30,7 @@ interface Found {
 	readonly volume: VolumeMap;
 	/** Bytes from the volume's start in which `used` and `free` are known; behind it, `unknown`. */
 	readonly known: number;
-	freeRuns: FileSystemMap["freeRuns"];
+	readonly freeRuns: FileSystemMap["freeRuns"];
 }
 
 /** A volume by its place and the marks in it, its metadata not read yet. */
@@ -119,9 +119,11 @@ const clipped = (partition: Partition, diskSize: number): ByteCount =>
 /** Why a partition's place forbids to look inside, or null. */
 function misplaced(partitions: readonly Partition[], index: number, diskSize: number): string | null {
 	const partition = partitions[index]!;
-	if (partition.offset + partition.size > diskSize) return "it reaches past the end of the disk; repair the partition table";
+	if (partition.offset + partition.size > diskSize)
+		return "it reaches past the end of the disk; repair the partition table";
 	const other = partitions.find(
-		(each, at) => at !== index && each.offset < partition.offset + partition.size && partition.offset < each.offset + each.size,
+		(each, at) =>
+			at !== index && each.offset < partition.offset + partition.size && partition.offset < each.offset + each.size,
 	);
 	return other === undefined ? null : `it overlaps ${other.id}; repair the partition table`;
 }
@@ -142,14 +144,25 @@ async function readVolume(disk: ByteSource, identified: IdentifiedVolume, option
 		return { volume, known: map.kept === null ? size : 0, freeRuns };
 	} catch (error) {
 		// What the metadata leads to, not what the disk fails at: keep this volume and go on with the next.
-		if (isVmsweepError(error) && (error.kind === "corrupt" || error.kind === "unsupported" || error.code === "OUT_OF_RANGE"))
+		if (
+			isVmsweepError(error) &&
+			(error.kind === "corrupt" || error.kind === "unsupported" || error.code === "OUT_OF_RANGE")
+		)
 			return keptWhole(identified, "unknown", error.message);
 		throw error;
 	}
 }
 
 function keptWhole({ id, offset, size, label }: IdentifiedVolume, type: string, kept: string): Found {
-	const unknown = { uuid: null, label, state: "unknown", blockSize: null, usedBytes: null, freeBytes: null, children: [] } as const;
+	const unknown = {
+		uuid: null,
+		label,
+		state: "unknown",
+		blockSize: null,
+		usedBytes: null,
+		freeBytes: null,
+		children: [],
+	} as const;
 	return { volume: { id, offset, size, type, ...unknown, kept, warnings: [] }, known: 0, freeRuns: () => [] };
 }
 

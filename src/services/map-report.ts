@@ -39,7 +39,10 @@ export async function mapImage(path: string): Promise<MappedImage> {
 }
 
 /** The report as JSON text, in pieces, for a stream: one object, a line per volume and per extent. */
-export function* mapReportJson({ map, format }: MappedImage, options: { readonly extents: boolean }): Generator<string> {
+export function* mapReportJson(
+	{ map, format }: MappedImage,
+	options: { readonly extents: boolean },
+): Generator<string> {
 	yield `{"size":${map.size},"format":${JSON.stringify(format)},"volumes":[`;
 	yield* jsonItems(map.volumes);
 	yield "]";

@@ -11,7 +11,13 @@
 
 import { closeSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
-import { exportUri, type ListenAddress, listenNbd, type NbdClient, type NbdListener } from "../adapters/nbd/listener.ts";
+import {
+	exportUri,
+	type ListenAddress,
+	listenNbd,
+	type NbdClient,
+	type NbdListener,
+} from "../adapters/nbd/listener.ts";
 import { diskTransmissionFlags, type ExportDescription } from "../core/nbd/handshake.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount } from "../foundations/units.ts";

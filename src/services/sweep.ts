@@ -102,9 +102,7 @@ class Sweeper {
 			// Also after an interruption: what was given back is then given back durably.
 			if (!dryRun && this.#droppedBytes > 0) await image.flush();
 		}
-		const hostBytesAfter = dryRun
-			? Math.max(0, hostBytesBefore - this.#droppedBytes)
-			: await image.allocatedBytes();
+		const hostBytesAfter = dryRun ? Math.max(0, hostBytesBefore - this.#droppedBytes) : await image.allocatedBytes();
 		return {
 			image: image.path,
 			dryRun,

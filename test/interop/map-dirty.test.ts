@@ -81,7 +81,10 @@ describe("no block in use after e2fsck is free in the map of a dirty volume", ()
 				if (!(await work(t, { image, mount }, mkfsArguments, options, cut))) return;
 				await runOk("cp", ["--sparse=always", image, copy]);
 				const checked = await run("e2fsck", ["-fy", copy]);
-				assert.ok(checked.exitCode === 0 || checked.exitCode === 1, `e2fsck ended with ${checked.exitCode}\n${checked.stdout}`);
+				assert.ok(
+					checked.exitCode === 0 || checked.exitCode === 1,
+					`e2fsck ended with ${checked.exitCode}\n${checked.stdout}`,
+				);
 				const dumped = await dumpFree(copy);
 				const map = await mapOf(image);
 				const volume = map.volumes[0]!;

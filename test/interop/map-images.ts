@@ -75,17 +75,20 @@ export function mappedFree(map: GuestMap, volumeId: string, { blockSize, blockCo
 	let cursor = 0;
 	let bytes = 0;
 	for (const extent of map.extents) {
-		if (extent.start !== cursor || extent.length <= 0) throw new Error(`gap or overlap at ${extent.start}, expected ${cursor}`);
+		if (extent.start !== cursor || extent.length <= 0)
+			throw new Error(`gap or overlap at ${extent.start}, expected ${cursor}`);
 		cursor += extent.length;
 		if (extent.state !== "free" || extent.volume !== volumeId) continue;
 		const first = (extent.start - volume.offset) / blockSize;
 		const count = extent.length / blockSize;
-		if (!Number.isInteger(first) || !Number.isInteger(count)) throw new Error(`extent ${extent.start}+${extent.length} is no whole blocks`);
+		if (!Number.isInteger(first) || !Number.isInteger(count))
+			throw new Error(`extent ${extent.start}+${extent.length} is no whole blocks`);
 		free.fill(1, first, first + count);
 		bytes += extent.length;
 	}
 	if (cursor !== map.size) throw new Error(`extents end at ${cursor} of ${map.size}`);
-	if (volume.freeBytes !== null && bytes !== volume.freeBytes) throw new Error(`extents have ${bytes} free bytes, the volume ${volume.freeBytes}`);
+	if (volume.freeBytes !== null && bytes !== volume.freeBytes)
+		throw new Error(`extents have ${bytes} free bytes, the volume ${volume.freeBytes}`);
 	return free;
 }
 

@@ -7,17 +7,18 @@ import assert from "node:assert/strict";
 import { mkdir, writeFile } from "node:fs/promises";
 import type { TestContext } from "node:test";
 import { describe, test } from "node:test";
-import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/index.ts";
-import { readExt } from "../../src/core/filesystems/ext4/index.ts";
+import { Ext4LiveVolume, readExt } from "../../src/core/filesystems/ext4/index.ts";
 import type { Ext4LiveOptions } from "../../src/core/filesystems/ext4/live.ts";
 import type { MetadataWrite } from "../../src/core/filesystems/live.ts";
 import type { ByteSource } from "../../src/foundations/source.ts";
 import { BLOCK_SIZE, byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
+import { readGuestMap } from "../../src/services/guest-map.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { run, runOk, start } from "../support/processes.ts";
 import { testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
-import { LoopDevice, Recorder, type RecordedWrite } from "./map-recorder.ts";
+import { differences, dumpFree, mappedFree } from "./map-images.ts";
+import { LoopDevice, type RecordedWrite, Recorder } from "./map-recorder.ts";
 
 const MIB = 1 << 20;
 const SIZE = 160 * MIB;
@@ -53,7 +54,13 @@ interface Recording {
 	readonly hashes: string;
 }
 
-async function record(t: TestContext, mkfs: readonly string[], options: string, rounds: number, ending: "unmount" | "shutdown" = "unmount"): Promise<Recording | null> {
+async function record(
+	t: TestContext,
+	mkfs: readonly string[],
+	options: string,
+	rounds: number,
+	ending: "unmount" | "shutdown" = "unmount",
+): Promise<Recording | null> {
 	const seed = testSeed();
 	t.diagnostic(`VMSWEEP_SEED=${seed}`);
 	await using folder = await temporaryFolder();
@@ -123,7 +130,9 @@ async function applyRule({ initial, final, writes, hashes }: Recording, options:
 		}
 		position += slots;
 		await volume.observe([write]);
-		const mark = volume.watch().find(({ kind, start, length }) => kind === "journal" && at >= start && at < start + length)?.mark;
+		const mark = volume
+			.watch()
+			.find(({ kind, start, length }) => kind === "journal" && at >= start && at < start + length)?.mark;
 		if (mark === undefined) continue;
 		const unit = bytes.length - mark.every;
 		if (unit < 0 || !mark.pattern.every((byte, i) => bytes[unit + i] === byte)) continue;
@@ -144,9 +153,18 @@ async function applyRule({ initial, final, writes, hashes }: Recording, options:
 				}
 	}
 	const swept = final.slice();
-	for (let block = 0; block < dropped.length; block++) if (dropped[block] === 1) swept.fill(0, block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE);
+	for (let block = 0; block < dropped.length; block++)
+		if (dropped[block] === 1) swept.fill(0, block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE);
 	const { damaged, files } = await compareFiles(swept, hashes);
-	return { damaged, files, judged, droppedBlocks, incarnations: volume.incarnation, metadataRead, problems: [...problems] };
+	return {
+		damaged,
+		files,
+		judged,
+		droppedBlocks,
+		incarnations: volume.incarnation,
+		metadataRead,
+		problems: [...problems],
+	};
 }
 
 /** What was read bit by bit over time equals what one reading of the whole view gives. */
@@ -177,6 +195,46 @@ async function compareFiles(image: Uint8Array, hashes: string): Promise<{ damage
 
 const tools = ["root", "loop devices", "fuse", "nbdfuse", "mke2fs", "e2fsck", "bash"] as const;
 
+describe("every prefix of the writes is a state that a power cut could have left (9.5)", () => {
+	for (const mkfs of [
+		["-t", "ext4", "-b", "4096"],
+		["-t", "ext4", "-O", "fast_commit"],
+		["-t", "ext3"],
+	])
+		test(mkfs.join(" "), async (t) => {
+			if (!requireTool(t, ...tools, "xfs_io", "dumpe2fs")) return;
+			const recording = await record(t, mkfs, "commit=1", 2, "shutdown");
+			if (recording === null) return;
+			await using folder = await temporaryFolder();
+			const path = folder.file("image");
+			const disk = recording.initial.slice();
+			const { writes } = recording;
+			let read = 0;
+			for (const [index, { at, bytes }] of writes.entries()) {
+				disk.set(bytes, at);
+				if (index % 7 !== 3) continue;
+				// Many prefixes must parse or be refused; a few of them are compared with what e2fsck makes of them.
+				const map = await readExt(memory(disk));
+				assert.notEqual(map, null);
+				assert.deepEqual(map?.warnings, []);
+				if (map?.kept !== null) assert.match(`${map?.kept}`, /fast commits wait/);
+				else read++;
+				if (index % (7 * Math.ceil(writes.length / 100)) !== 3) continue;
+				await writeFile(path, disk);
+				if (process.env.DBG) await writeFile("/tmp/bad.img", disk);
+				if (process.env.DBG) console.error("DBG", index, writes.length, map?.state, map?.kept);
+				const { exitCode, stdout } = await run("e2fsck", ["-fy", path]);
+				assert.ok(exitCode === 0 || exitCode === 1, `write ${index}: e2fsck ended with ${exitCode}\n${stdout}`);
+				const dumped = await dumpFree(path);
+				assert.deepEqual(
+					differences(mappedFree(await readGuestMap(memory(disk)), "disk", dumped), dumped.free).onlyMine,
+					[],
+				);
+			}
+			t.diagnostic(`${writes.length} writes, ${read} prefixes read`);
+		});
+});
+
 describe("live rule: nothing that was dropped was needed", () => {
 	const variants: Readonly<Record<string, readonly [readonly string[], string, "unmount" | "shutdown"]>> = {
 		"ext4, remounted": [["-t", "ext4", "-b", "4096"], "commit=1", "unmount"],
@@ -184,7 +242,11 @@ describe("live rule: nothing that was dropped was needed", () => {
 		"ext4, fast_commit, cut off": [["-t", "ext4", "-O", "fast_commit"], "commit=1", "shutdown"],
 		"ext4, data=journal": [["-t", "ext4"], "commit=1,data=journal", "unmount"],
 		"ext4, data=writeback, nodelalloc": [["-t", "ext4", "-b", "4096"], "commit=1,data=writeback,nodelalloc", "unmount"],
-		"ext4, 1 KiB blocks, no checksums": [["-t", "ext4", "-b", "1024", "-O", "^metadata_csum,^uninit_bg"], "commit=1", "unmount"],
+		"ext4, 1 KiB blocks, no checksums": [
+			["-t", "ext4", "-b", "1024", "-O", "^metadata_csum,^uninit_bg"],
+			"commit=1",
+			"unmount",
+		],
 		"ext4, bigalloc": [["-t", "ext4", "-O", "bigalloc", "-C", "16384"], "commit=1", "unmount"],
 		ext3: [["-t", "ext3"], "commit=1", "unmount"],
 	};

@@ -13,7 +13,13 @@ const MIB = 1 << 20;
 
 /** Id, start and size in MiB, type and whether it is kept, of every volume. */
 const summary = (map: GuestMap): unknown[] =>
-	map.volumes.map(({ id, offset, size, type, kept }) => [id, offset / MIB, size / MIB, type, kept === null ? "read" : "kept"]);
+	map.volumes.map(({ id, offset, size, type, kept }) => [
+		id,
+		offset / MIB,
+		size / MIB,
+		type,
+		kept === null ? "read" : "kept",
+	]);
 
 async function writeAt(path: string, at: number, bytes: Uint8Array): Promise<void> {
 	await using file = await open(path, "r+");
@@ -49,11 +55,16 @@ describe("GPT", () => {
 		const map = await expectSameFree(disk, scratch, "p3");
 		assert.equal(map.table, "gpt");
 		assert.deepEqual(map.warnings, []);
-		assert.deepEqual(summary(map), [
-			["p1", 1, 100, "unknown", "kept"],
-			["p2", 450, 49.98388671875, "unknown", "kept"],
-			["p3", 101, 200, "ext4", "read"],
-		].map((row) => (row[0] === "p2" ? [row[0], map.volumes[1]!.offset / MIB, map.volumes[1]!.size / MIB, row[3], row[4]] : row)));
+		assert.deepEqual(
+			summary(map),
+			[
+				["p1", 1, 100, "unknown", "kept"],
+				["p2", 450, 49.98388671875, "unknown", "kept"],
+				["p3", 101, 200, "ext4", "read"],
+			].map((row) =>
+				row[0] === "p2" ? [row[0], map.volumes[1]!.offset / MIB, map.volumes[1]!.size / MIB, row[3], row[4]] : row,
+			),
+		);
 	});
 
 	test("the copy is used where the first header is damaged; with both damaged all is kept", async (t) => {
@@ -92,7 +103,9 @@ describe("GPT", () => {
 		await runOk("truncate", ["-s", "500M", disk]);
 		const device = (await runOk("losetup", ["-f", "--show", "-b", "4096", disk])).trim();
 		try {
-			await runOk("sfdisk", ["-q", "--no-reread", device], { input: "label: gpt\nstart=256,size=25600\nstart=25856,size=51200\n" });
+			await runOk("sfdisk", ["-q", "--no-reread", device], {
+				input: "label: gpt\nstart=256,size=25600\nstart=25856,size=51200\n",
+			});
 		} finally {
 			await runOk("losetup", ["-d", device]);
 		}
@@ -130,7 +143,10 @@ describe("MBR", () => {
 		await using folder = await temporaryFolder();
 		const disk = folder.file("disk");
 		await runOk("truncate", ["-s", "200M", disk]);
-		await runOk("sfdisk", ["-q", disk], { input: "label: dos\n2: start=2048,size=300000,type=5\n5: start=4096,size=4096,type=83\n6: start=12288,size=4096,type=83\n" });
+		await runOk("sfdisk", ["-q", disk], {
+			input:
+				"label: dos\n2: start=2048,size=300000,type=5\n5: start=4096,size=4096,type=83\n6: start=12288,size=4096,type=83\n",
+		});
 		const link = Buffer.alloc(16);
 		link[4] = 5;
 		link.writeUInt32LE(0, 8);
@@ -138,7 +154,10 @@ describe("MBR", () => {
 		await writeAt(disk, 2048 * 512 + 0x1ce, link);
 		const map = await mapOf(disk);
 		assert.match(map.warnings.join(), /comes back to sector 2048/);
-		assert.deepEqual(map.volumes.map(({ id }) => id), ["p5"]);
+		assert.deepEqual(
+			map.volumes.map(({ id }) => id),
+			["p5"],
+		);
 	});
 
 	test("overlapping partitions, and one past the disk's end, are kept whole", async (t) => {
@@ -146,7 +165,10 @@ describe("MBR", () => {
 		await using folder = await temporaryFolder();
 		const [disk, scratch] = [folder.file("disk"), folder.file("scratch")];
 		await runOk("truncate", ["-s", "600M", disk]);
-		await runOk("sfdisk", ["-q", disk], { input: "label: dos\nstart=2048,size=409600,type=83\nstart=411648,size=409600,type=83\nstart=821248,size=204800,type=83\n" });
+		await runOk("sfdisk", ["-q", disk], {
+			input:
+				"label: dos\nstart=2048,size=409600,type=83\nstart=411648,size=409600,type=83\nstart=821248,size=204800,type=83\n",
+		});
 		await putExt4(disk, scratch, MIB, "200M");
 		assert.deepEqual(summary(await mapOf(disk))[0], ["p1", 1, 200, "ext4", "read"]);
 		const start = Buffer.alloc(4);
@@ -179,7 +201,10 @@ describe("two owners of one volume", () => {
 			await writeAt(image, at, Buffer.from(text, "latin1"));
 			const map = await mapOf(image);
 			assert.match(map.volumes[0]!.kept!, new RegExp(`marks of .*${name}`));
-			assert.deepEqual([...map.extents].map(({ state }) => state), ["unknown"]);
+			assert.deepEqual(
+				[...map.extents].map(({ state }) => state),
+				["unknown"],
+			);
 		});
 
 	test("a file system straight on a partitioned disk: kept whole", async (t) => {

@@ -4,10 +4,10 @@
 //
 // nbdfuse sends one request at a time and writes through, so that the order here is the order of the guest's writes.
 
+import { access, mkdir } from "node:fs/promises";
 import { createServer, type Server, type Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import { access, mkdir } from "node:fs/promises";
-import { run, runOk, start, type Running } from "../support/processes.ts";
+import { type Running, run, runOk, start } from "../support/processes.ts";
 
 export interface RecordedWrite {
 	readonly at: number;
@@ -128,7 +128,14 @@ export class LoopDevice implements AsyncDisposable {
 	static async attach(socket: string, folder: string): Promise<LoopDevice> {
 		await mkdir(folder);
 		const fuse = start("nbdfuse", [folder, "--unix", socket]);
-		await fuse.until(() => access(`${folder}/nbd`).then(() => true, () => delay(20).then(() => false)), "its file");
+		await fuse.until(
+			() =>
+				access(`${folder}/nbd`).then(
+					() => true,
+					() => delay(20).then(() => false),
+				),
+			"its file",
+		);
 		const path = (await runOk("losetup", ["-f", "--show", `${folder}/nbd`])).trim();
 		return new LoopDevice(path, fuse, folder);
 	}

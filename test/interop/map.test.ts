@@ -32,7 +32,17 @@ const combinations: Readonly<Record<string, readonly string[]>> = {
 	"no sparse_super": ["-t", "ext4", "-O", "^sparse_super,^resize_inode", "2G"],
 	meta_bg: ["-t", "ext4", "-O", "meta_bg,^resize_inode", "3G"],
 	"meta_bg, 1 KiB blocks": ["-t", "ext4", "-b", "1024", "-O", "meta_bg,^resize_inode", "900M"],
-	"meta_bg, bigalloc, 1 KiB blocks": ["-t", "ext4", "-b", "1024", "-O", "meta_bg,^resize_inode,bigalloc", "-C", "4096", "900M"],
+	"meta_bg, bigalloc, 1 KiB blocks": [
+		"-t",
+		"ext4",
+		"-b",
+		"1024",
+		"-O",
+		"meta_bg,^resize_inode,bigalloc",
+		"-C",
+		"4096",
+		"900M",
+	],
 	"meta_bg, no flex_bg, not 64bit": ["-t", "ext4", "-O", "meta_bg,^resize_inode,^flex_bg,^64bit", "3G"],
 	"no flex_bg": ["-t", "ext4", "-O", "^flex_bg", "2G"],
 	"flex_bg of 64": ["-t", "ext4", "-G", "64", "5G"],
@@ -111,7 +121,11 @@ describe("free blocks equal dumpe2fs, block for block", () => {
 
 describe("after tools have changed the layout", () => {
 	const steps: Readonly<Record<string, readonly (readonly string[])[]>> = {
-		grown: [["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "200M"], ["truncate", "-s", "9G", "IMAGE"], ["resize2fs", "IMAGE"]],
+		grown: [
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "200M"],
+			["truncate", "-s", "9G", "IMAGE"],
+			["resize2fs", "IMAGE"],
+		],
 		"grown, 64bit off": [
 			["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^64bit", "IMAGE", "200M"],
 			["truncate", "-s", "3G", "IMAGE"],
@@ -122,18 +136,39 @@ describe("after tools have changed the layout", () => {
 			["truncate", "-s", "40G", "IMAGE"],
 			["resize2fs", "IMAGE"],
 		],
-		shrunk: [["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "4G"], ["resize2fs", "IMAGE", "1100M"]],
-		"converted to 64bit": [["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^64bit", "IMAGE", "1G"], ["resize2fs", "-b", "IMAGE"]],
-		"converted from 64bit": [["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "1G"], ["resize2fs", "-s", "IMAGE"]],
+		shrunk: [
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "4G"],
+			["resize2fs", "IMAGE", "1100M"],
+		],
+		"converted to 64bit": [
+			["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^64bit", "IMAGE", "1G"],
+			["resize2fs", "-b", "IMAGE"],
+		],
+		"converted from 64bit": [
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "1G"],
+			["resize2fs", "-s", "IMAGE"],
+		],
 		"resize_inode taken away": [
 			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "1G"],
 			["tune2fs", "-O", "^resize_inode", "IMAGE"],
 			["e2fsck", "-fy", "IMAGE"],
 		],
-		"journal added": [["mke2fs", "-q", "-F", "-t", "ext2", "IMAGE", "500M"], ["tune2fs", "-j", "IMAGE"]],
-		"checksums added": [["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^metadata_csum", "IMAGE", "500M"], ["tune2fs", "-O", "metadata_csum", "IMAGE"]],
-		"UUID changed": [["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "500M"], ["tune2fs", "-U", "random", "IMAGE"]],
-		"quota added": [["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "500M"], ["tune2fs", "-O", "quota", "IMAGE"]],
+		"journal added": [
+			["mke2fs", "-q", "-F", "-t", "ext2", "IMAGE", "500M"],
+			["tune2fs", "-j", "IMAGE"],
+		],
+		"checksums added": [
+			["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^metadata_csum", "IMAGE", "500M"],
+			["tune2fs", "-O", "metadata_csum", "IMAGE"],
+		],
+		"UUID changed": [
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "500M"],
+			["tune2fs", "-U", "random", "IMAGE"],
+		],
+		"quota added": [
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "500M"],
+			["tune2fs", "-O", "quota", "IMAGE"],
+		],
 	};
 	for (const [name, commands] of Object.entries(steps))
 		test(name, async (t) => {
@@ -141,7 +176,10 @@ describe("after tools have changed the layout", () => {
 			await using folder = await temporaryFolder();
 			const image = folder.file("image");
 			for (const [program, ...rest] of commands) {
-				const { exitCode, stderr } = await run(program!, rest.map((word) => (word === "IMAGE" ? image : word)));
+				const { exitCode, stderr } = await run(
+					program!,
+					rest.map((word) => (word === "IMAGE" ? image : word)),
+				);
 				assert.ok(exitCode === 0 || (program === "e2fsck" && exitCode === 1), stderr);
 			}
 			await run("e2fsck", ["-fy", image]);
@@ -151,11 +189,32 @@ describe("after tools have changed the layout", () => {
 
 describe("what cannot be believed is kept whole, with a reason", () => {
 	const cases: Readonly<Record<string, readonly [RegExp, ...(readonly string[])[]]>> = {
-		"journal on another device": [/another device/, ["mke2fs", "-q", "-F", "-O", "journal_dev", "JOURNAL", "20M"], ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "IMAGE", "100M"], ["debugfs", "-w", "-R", "ssv journal_inum 0", "IMAGE"]],
-		"errors recorded": [/errors/, ["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "100M"], ["debugfs", "-w", "-R", "ssv state 3", "IMAGE"]],
-		"ext2 still mounted": [/not unmounted cleanly/, ["mke2fs", "-q", "-F", "-t", "ext2", "IMAGE", "100M"], ["debugfs", "-w", "-R", "ssv state 0", "IMAGE"]],
-		"unknown feature": [/unknown incompatible feature 0x800000/, ["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "100M"], ["debugfs", "-w", "-R", "feature FEATURE_I23", "IMAGE"]],
-		"feature shared_blocks": [/shared_blocks/, ["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "100M"], ["debugfs", "-w", "-R", "feature shared_blocks", "IMAGE"]],
+		"journal on another device": [
+			/another device/,
+			["mke2fs", "-q", "-F", "-O", "journal_dev", "JOURNAL", "20M"],
+			["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "IMAGE", "100M"],
+			["debugfs", "-w", "-R", "ssv journal_inum 0", "IMAGE"],
+		],
+		"errors recorded": [
+			/errors/,
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "100M"],
+			["debugfs", "-w", "-R", "ssv state 3", "IMAGE"],
+		],
+		"ext2 still mounted": [
+			/not unmounted cleanly/,
+			["mke2fs", "-q", "-F", "-t", "ext2", "IMAGE", "100M"],
+			["debugfs", "-w", "-R", "ssv state 0", "IMAGE"],
+		],
+		"unknown feature": [
+			/unknown incompatible feature 0x800000/,
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "100M"],
+			["debugfs", "-w", "-R", "feature FEATURE_I23", "IMAGE"],
+		],
+		"feature shared_blocks": [
+			/shared_blocks/,
+			["mke2fs", "-q", "-F", "-t", "ext4", "IMAGE", "100M"],
+			["debugfs", "-w", "-R", "feature shared_blocks", "IMAGE"],
+		],
 	};
 	for (const [name, [reason, ...commands]] of Object.entries(cases))
 		test(name, async (t) => {
@@ -163,10 +222,16 @@ describe("what cannot be believed is kept whole, with a reason", () => {
 			await using folder = await temporaryFolder();
 			const image = folder.file("image");
 			for (const [program, ...rest] of commands)
-				await runOk(program!, rest.map((word) => (word === "IMAGE" ? image : word === "JOURNAL" ? folder.file("journal") : word)));
+				await runOk(
+					program!,
+					rest.map((word) => (word === "IMAGE" ? image : word === "JOURNAL" ? folder.file("journal") : word)),
+				);
 			const map = await mapOf(image);
 			assert.match(map.volumes[0]!.kept ?? "not kept", reason);
-			assert.deepEqual([...map.extents].map(({ state }) => state), ["unknown"]);
+			assert.deepEqual(
+				[...map.extents].map(({ state }) => state),
+				["unknown"],
+			);
 		});
 });
 

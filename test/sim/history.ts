@@ -5,15 +5,15 @@
 // second image before `moved`, punches before `punched`, and drops only what no later guest write depends on.
 
 import { crc32 } from "node:zlib";
-import { FirstImage, formatFirstImage, ABSENT, ZERO } from "../../src/core/log/first-image.ts";
 import type { View } from "../../src/core/log/first-image.ts";
+import { ABSENT, FirstImage, formatFirstImage, ZERO } from "../../src/core/log/first-image.ts";
 import type { Safeguards } from "../../src/core/log/state.ts";
 import { ALL_SAFEGUARDS } from "../../src/core/log/state.ts";
 import { isVmsweepError } from "../../src/foundations/errors.ts";
 import { byteCount, byteOffset } from "../../src/foundations/units.ts";
 import { GARBAGE, Model } from "./model.ts";
 import { Random } from "./random.ts";
-import { PowerCut, SimFile, World, pinned } from "./sim-file.ts";
+import { PowerCut, pinned, SimFile, World } from "./sim-file.ts";
 
 const BLOCK = 4096;
 
@@ -46,12 +46,12 @@ export class PromiseBroken extends Error {}
 /** Fills blocks with a value that every sector shows. */
 export function blocksOf(values: readonly number[]): Uint8Array {
 	const words = new Uint32Array((values.length * BLOCK) / 4);
-	values.forEach((value, i) => words.fill(value, (i * BLOCK) / 4, ((i + 1) * BLOCK) / 4));
+	for (const [i, value] of values.entries()) words.fill(value, (i * BLOCK) / 4, ((i + 1) * BLOCK) / 4);
 	return new Uint8Array(words.buffer);
 }
 
 /** The value of a block, or GARBAGE where it isn't the same throughout. */
-export function valueOf(block: Uint8Array): number {
+export function valueIn(block: Uint8Array): number {
 	const words = new Uint32Array(block.buffer, block.byteOffset, block.byteLength / 4);
 	const value = words[0]!;
 	for (let i = 1; i < words.length; i += 31) if (words[i] !== value) return GARBAGE;
@@ -79,15 +79,15 @@ export class History {
 	#nextValue = 1;
 	#lastTail = 0;
 
-	constructor(seed: number, safeguards: Safeguards = ALL_SAFEGUARDS, tally: Tally = emptyTally()) {
+	constructor(seed: number, safeguards: Safeguards = ALL_SAFEGUARDS, tally: Tally = emptyTally(), blocks?: number) {
 		this.random = new Random(seed);
 		this.tally = tally;
 		this.#safeguards = safeguards;
 		this.world = new World(this.random);
 		this.first = new SimFile(this.world);
 		this.second = new SimFile(this.world);
-		this.#blocks = this.random.pick([4, 12, 40]);
-		const segmentBytes = this.random.pick([16, 16, 32, 64]) * 1024;
+		this.#blocks = blocks ?? this.random.pick([4, 12, 40]);
+		const segmentBytes = (blocks ? 16 : this.random.pick([16, 16, 32, 64])) * 1024;
 		this.#limitBytes = this.random.chance(50) ? 0 : 65_536 + segmentBytes * (4 + this.random.below(8));
 		const initial: number[] = [];
 		for (let block = 0; block < this.#blocks; block++) initial.push(this.random.chance(50) ? 1_000_000 + block : 0);
@@ -95,7 +95,12 @@ export class History {
 		this.second.datasync();
 		this.model = new Model(initial);
 		const uuid = new Uint8Array(16).fill(7);
-		formatFirstImage(this.first, { uuid, diskBytes: byteCount(this.#blocks * BLOCK), segmentBytes, limitBytes: this.#limitBytes });
+		formatFirstImage(this.first, {
+			uuid,
+			diskBytes: byteCount(this.#blocks * BLOCK),
+			segmentBytes,
+			limitBytes: this.#limitBytes,
+		});
 		this.open();
 	}
 
@@ -106,10 +111,15 @@ export class History {
 			this.world.cutAt = this.world.calls + 1 + this.random.below(120);
 			this.world.noSpacePercent = faulty ? this.random.pick([0, 3, 20]) : 0;
 			this.world.ioPercent = faulty ? this.random.pick([0, 0, 2]) : 0;
-			while (!this.world.isCut && !this.log.poisoned) this.#step();
+			this.steps(Number.POSITIVE_INFINITY);
 			if (this.log.poisoned) this.tally.poisoned++;
 			this.crash();
 		}
+	}
+
+	/** Up to `count` steps, fewer if the power is cut. */
+	steps(count: number): void {
+		for (let i = 0; i < count && !this.world.isCut && !this.log.poisoned; i++) this.#step();
 	}
 
 	/** Power cut or end of the process, then recovery and all checks. */
@@ -151,7 +161,9 @@ export class History {
 		const again = this.readDisk();
 		const changed = again.findIndex((value, block) => value !== disk[block]);
 		if (changed >= 0)
-			throw new PromiseBroken(`block ${changed} was ${disk[changed]} after recovery and ${again[changed]} after another start`);
+			throw new PromiseBroken(
+				`block ${changed} was ${disk[changed]} after recovery and ${again[changed]} after another start`,
+			);
 		this.model = new Model(disk);
 	}
 
@@ -174,7 +186,7 @@ export class History {
 
 	readBlock(block: number): number {
 		const value = this.log.get(block);
-		return value === ABSENT ? this.#readFrom(this.second, block * BLOCK) : this.#valueIn(value);
+		return value === ABSENT ? this.#readFrom(this.second, block * BLOCK) : this.#valueAt(value);
 	}
 
 	/** One batch of guest writes, committed. */
@@ -192,7 +204,7 @@ export class History {
 		}
 		const done = this.log.commit();
 		items.forEach(({ block, values }, item) => {
-			values.forEach((value, i) => model.write(block + i, value, item >= done));
+			for (const [i, value] of values.entries()) model.write(block + i, value, item >= done);
 		});
 		const code = this.log.commitError?.code;
 		if (code === "NO_SPACE") this.tally.noSpace++;
@@ -265,7 +277,9 @@ export class History {
 			this.flush();
 			if (this.log.poisoned || this.world.isCut) return;
 			if (this.random.chance(30)) this.guestWriteNested();
-			const unchanged = Array.from({ length: count }, (_, i) => block + i).filter((at) => this.log.get(at) === view.get(at));
+			const unchanged = Array.from({ length: count }, (_, i) => block + i).filter(
+				(at) => this.log.get(at) === view.get(at),
+			);
 			const dropped = this.log.dropped(Float64Array.of(block, count), view);
 			// A drop entry that failed to be written may be there all the same.
 			if (this.log.commitError) for (const at of unchanged) this.model.drop(at);
@@ -311,7 +325,7 @@ export class History {
 			const view = this.log.takeView();
 			const values = Array.from({ length: this.#blocks }, (_, block) => {
 				const value = view.get(block);
-				return value === ABSENT ? undefined : this.#valueIn(value);
+				return value === ABSENT ? undefined : this.#valueAt(value);
 			});
 			this.#views.push({ view, values });
 			return;
@@ -319,7 +333,7 @@ export class History {
 		const [held] = this.#views.splice(this.random.below(Math.max(1, this.#views.length)), 1);
 		held?.values.forEach((expected, block) => {
 			const value = held.view.get(block);
-			const now = value === ABSENT ? undefined : this.#valueIn(value);
+			const now = value === ABSENT ? undefined : this.#valueAt(value);
 			if (now !== expected) throw new PromiseBroken(`block ${block} of a view was ${expected} and became ${now}`);
 		});
 		held?.view.release();
@@ -388,14 +402,14 @@ export class History {
 		this.log.punched(pairs);
 	}
 
-	#valueIn(value: number): number {
+	#valueAt(value: number): number {
 		return value === ZERO ? 0 : this.#readFrom(this.first, this.log.offsetOfSlot(value));
 	}
 
 	#readFrom(file: SimFile, at: number): number {
 		const block = new Uint8Array(BLOCK);
 		file.read(byteOffset(at), block);
-		return valueOf(block);
+		return valueIn(block);
 	}
 
 	/** Simulated failures are part of the history; anything else is a bug. */

@@ -7,8 +7,8 @@
 // chosen independently, or (rarely) a byte-wise mix of two. A sync that fails leaves some sectors on disk and forgets
 // that the others were dirty, as Linux does: reads still see them, later syncs don't write them.
 
-import { VmsweepError } from "../../src/foundations/errors.ts";
 import type { GatherList, HostFile, PinnedBytes } from "../../src/core/log/host-file.ts";
+import { VmsweepError } from "../../src/foundations/errors.ts";
 import type { Random } from "./random.ts";
 
 export const SECTOR = 512;
@@ -27,6 +27,8 @@ export class World {
 	ioPercent = 0;
 	noSpacePercent = 0;
 	isCut = false;
+	/** The call at which the power is cut issues all of its writes: for trying every subset of them. */
+	wholeCalls = false;
 
 	constructor(random: Random) {
 		this.random = random;
@@ -43,6 +45,10 @@ export class World {
 		if (kind === "write" && this.noSpacePercent > 0 && this.random.chance(this.noSpacePercent)) return "NO_SPACE";
 		if (this.ioPercent > 0 && this.random.chance(this.ioPercent)) return "IO";
 		return "ok";
+	}
+
+	isPartial(outcome: string): boolean {
+		return outcome !== "ok" && !(outcome === "cut" && this.wholeCalls);
 	}
 
 	failure(outcome: "cut" | "IO" | "NO_SPACE"): Error {
@@ -65,8 +71,8 @@ export class SimFile implements HostFile {
 	#cacheSize = 0;
 	#durable = new Uint8Array(0);
 	#durableSize = 0;
-	/** Sector number to its contents since the last sync, oldest first. */
-	#versions = new Map<number, Uint8Array[]>();
+	/** Whole sectors written since the last sync, oldest first. */
+	#writes: { readonly sector: number; readonly content: Uint8Array }[] = [];
 
 	constructor(world: World) {
 		this.#world = world;
@@ -78,7 +84,7 @@ export class SimFile implements HostFile {
 
 	write(from: Uint8Array, at: number): void {
 		const outcome = this.#world.step("write");
-		this.#put(from, at, outcome !== "ok");
+		this.#put(from, at, this.#world.isPartial(outcome));
 		if (outcome !== "ok") throw this.#world.failure(outcome);
 	}
 
@@ -88,7 +94,7 @@ export class SimFile implements HostFile {
 		for (let i = 0; i < list.count; i++) {
 			const start = list.offsets[i]!;
 			const piece = list.pinned[i]!.bytes.subarray(start, start + list.lengths[i]!);
-			this.#put(piece, offset, outcome !== "ok");
+			this.#put(piece, offset, this.#world.isPartial(outcome));
 			offset += piece.length;
 		}
 		if (outcome !== "ok") throw this.#world.failure(outcome);
@@ -104,11 +110,12 @@ export class SimFile implements HostFile {
 	datasync(): void {
 		const outcome = this.#world.step("sync");
 		if (outcome === "ok") this.#syncAll();
-		else if (outcome === "cut") this.#syncSome();
-		else {
+		else if (outcome === "cut") {
+			if (!this.#world.wholeCalls) this.#syncSome();
+		} else {
 			this.#syncSome();
 			// The failed sectors count as clean from now on.
-			this.#versions.clear();
+			this.#writes = [];
 		}
 		if (outcome !== "ok") throw this.#world.failure(outcome);
 	}
@@ -116,7 +123,7 @@ export class SimFile implements HostFile {
 	punch(at: number, length: number): void {
 		const outcome = this.#world.step("write");
 		const end = Math.min(at + length, this.#cacheSize);
-		if (end > at) this.#put(new Uint8Array(end - at), at, outcome !== "ok");
+		if (end > at) this.#put(new Uint8Array(end - at), at, this.#world.isPartial(outcome));
 		if (outcome !== "ok") throw this.#world.failure(outcome);
 	}
 
@@ -137,7 +144,7 @@ export class SimFile implements HostFile {
 
 	/** Sectors written since the last sync. */
 	dirtySectors(): number[] {
-		return [...this.#versions.keys()];
+		return [...this.#versions().keys()];
 	}
 
 	/** The power was cut: unflushed sectors keep what `random` says. */
@@ -163,7 +170,7 @@ export class SimFile implements HostFile {
 		copy.#cacheSize = this.#cacheSize;
 		copy.#durable = this.#durable.slice();
 		copy.#durableSize = this.#durableSize;
-		for (const [sector, versions] of this.#versions) copy.#versions.set(sector, [...versions]);
+		copy.#writes = [...this.#writes];
 		return copy;
 	}
 
@@ -188,34 +195,49 @@ export class SimFile implements HostFile {
 	#settle(keepSize: boolean, choose: (versions: Uint8Array[], sector: number) => Uint8Array | undefined): void {
 		const size = keepSize ? this.#cacheSize : this.#durableSize;
 		this.#torn = [];
-		for (const [sector, versions] of this.#versions) {
+		for (const [sector, versions] of this.#versions()) {
 			if ((sector + 1) * SECTOR > size) continue;
 			const chosen = choose(versions, sector);
 			if (chosen) this.#persist(sector, chosen);
 			this.#torn.push([sector, versions.at(-1)!]);
 		}
-		this.#versions.clear();
+		this.#writes = [];
 		if (this.#durable.length < size) this.#durable = grown(this.#durable, size);
 		this.#durable.fill(0, size);
 		this.#durableSize = size;
 		this.#cacheSize = size;
-		this.#cache = this.#durable.slice();
+		if (this.#cache.length < this.#durable.length) this.#cache = new Uint8Array(this.#durable.length);
+		this.#cache.set(this.#durable);
+		this.#cache.fill(0, this.#durable.length);
+	}
+
+	/** Per sector, its contents since the last sync, oldest first. */
+	#versions(): Map<number, Uint8Array[]> {
+		const versions = new Map<number, Uint8Array[]>();
+		for (const { sector, content } of this.#writes)
+			for (let i = 0; i * SECTOR < content.length; i++) {
+				const version = content.subarray(i * SECTOR, (i + 1) * SECTOR);
+				const others = versions.get(sector + i);
+				if (others) others.push(version);
+				else versions.set(sector + i, [version]);
+			}
+		return versions;
 	}
 
 	#syncAll(): void {
-		for (const [sector, versions] of this.#versions) this.#persist(sector, versions.at(-1)!);
-		this.#versions.clear();
+		for (const { sector, content } of this.#writes) this.#persist(sector, content);
+		this.#writes = [];
 		this.#durableSize = this.#cacheSize;
 	}
 
 	#syncSome(): void {
-		for (const [sector, versions] of this.#versions)
+		for (const [sector, versions] of this.#versions())
 			if (this.#world.random.chance(50)) this.#persist(sector, versions.at(-1)!);
 		if (this.#world.random.chance(50)) this.#durableSize = this.#cacheSize;
 	}
 
 	#persist(sector: number, content: Uint8Array): void {
-		const end = (sector + 1) * SECTOR;
+		const end = sector * SECTOR + content.length;
 		if (this.#durable.length < end) this.#durable = grown(this.#durable, end);
 		this.#durable.set(content, sector * SECTOR);
 	}
@@ -224,15 +246,19 @@ export class SimFile implements HostFile {
 	#put(from: Uint8Array, at: number, partly: boolean): void {
 		const end = at + from.length;
 		if (end > this.#cacheSize) this.#resize(end);
-		for (let sector = Math.floor(at / SECTOR); sector * SECTOR < end; sector++) {
-			if (partly && this.#world.random.chance(50)) continue;
+		const first = Math.floor(at / SECTOR);
+		const last = Math.ceil(end / SECTOR);
+		if (!partly) {
+			this.#cache.set(from, at);
+			this.#writes.push({ sector: first, content: this.#cache.slice(first * SECTOR, last * SECTOR) });
+			return;
+		}
+		for (let sector = first; sector < last; sector++) {
+			if (this.#world.random.chance(50)) continue;
 			const start = Math.max(at, sector * SECTOR);
 			const stop = Math.min(end, (sector + 1) * SECTOR);
 			this.#cache.set(from.subarray(start - at, stop - at), start);
-			const content = this.#cache.slice(sector * SECTOR, (sector + 1) * SECTOR);
-			const versions = this.#versions.get(sector);
-			if (versions) versions.push(content);
-			else this.#versions.set(sector, [content]);
+			this.#writes.push({ sector, content: this.#cache.slice(sector * SECTOR, (sector + 1) * SECTOR) });
 		}
 	}
 

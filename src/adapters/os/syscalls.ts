@@ -76,7 +76,7 @@ export const ftruncate = call("int ftruncate(int fd, int64_t size)");
 export const eventfd = call("int eventfd(uint initial, int flags)");
 export const fcntl = call("int fcntl(int fd, int command, uintptr_t argument)");
 export const ioctl = call("int ioctl(int fd, ulong request, uintptr_t argument)");
-export const setsockopt = call("int setsockopt(int fd, int level, int name, uintptr_t value, uint length)");
+const setsockopt = call("int setsockopt(int fd, int level, int name, uintptr_t value, uint length)");
 export const lseek = call("int64_t lseek(int fd, int64_t at, int whence)");
 
 /** Reads all of `length` bytes: returns `length`, or a negated errno. The end of the file is EIO: what must be there is not. */
@@ -111,9 +111,9 @@ export const EFD_NONBLOCK = 0o4000;
 export const EFD_CLOEXEC = 0o2000000;
 export const FALLOC_FL_KEEP_SIZE = 0x1;
 export const FALLOC_FL_PUNCH_HOLE = 0x2;
-export const SOL_SOCKET = 1;
-export const SO_SNDBUFFORCE = 32;
-export const SO_RCVBUFFORCE = 33;
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+const SO_SNDBUFFORCE = 32;
 
 export const POSIX_FADV_WILLNEED = 3;
 export const EIO = 5;
@@ -151,6 +151,14 @@ export function addressOf(array: ArrayBufferView): number {
 export function put64(view: DataView, at: number, value: number): void {
 	view.setUint32(at, value % 0x1_0000_0000, true);
 	view.setUint32(at + 4, Math.floor(value / 0x1_0000_0000), true);
+}
+
+/** Asks for a send buffer of `length` bytes; without privileges the kernel's own limit applies. */
+export function setSendBuffer(fd: number, length: number): void {
+	const value = pin(4);
+	new DataView(value.bytes.buffer, value.bytes.byteOffset).setInt32(0, length, true);
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, value.address, 4) < 0)
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, value.address, 4);
 }
 
 const errnoNames = new Map(Object.entries(koffi.os.errno).map(([name, number]) => [number, name]));

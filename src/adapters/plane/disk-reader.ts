@@ -80,17 +80,26 @@ export class DiskReader {
 		for (let run = 0; run < this.count; run++) {
 			const length = this.length[run]!;
 			if (this.fd[run] === ZERO_RUN) target.bytes.fill(0, to, to + length);
-			else if (this.#noWaitWorks) {
-				sys.put64(this.#iovecView, 0, target.address + to);
-				sys.put64(this.#iovecView, 8, length);
-				const count = sys.preadvNoWait(this.fd[run]!, this.#iovec.address, 1, this.fileAt[run]!);
-				if (count === -sys.EOPNOTSUPP) {
-					this.#noWaitWorks = false;
-					return this.readCached(target, targetAt);
-				}
-				if (count !== length) return false;
-			} else if (this.#readRun(run, target.address + to) < 0) return false;
+			else if (!this.#readRunCached(run, target.address + to)) return false;
 			to += length;
+		}
+		return true;
+	}
+
+	#readRunCached(run: number, address: number): boolean {
+		if (!this.#noWaitWorks) return this.#readRun(run, address) >= 0;
+		const length = this.length[run]!;
+		for (let done = 0; done < length; ) {
+			sys.put64(this.#iovecView, 0, address + done);
+			sys.put64(this.#iovecView, 8, length - done);
+			const count = sys.preadvNoWait(this.fd[run]!, this.#iovec.address, 1, this.fileAt[run]! + done);
+			if (count === -sys.EOPNOTSUPP) {
+				this.#noWaitWorks = false;
+				return this.#readRun(run, address) >= 0;
+			}
+			// A short count says where the cache ends, or only that the kernel was interrupted: the next call tells.
+			if (count <= 0) return false;
+			done += count;
 		}
 		return true;
 	}

@@ -44,6 +44,8 @@ const ROOM_MARGIN_SEGMENTS = 3;
 /** Flushes and slow reads that a client may have under way before its next requests wait. */
 const IN_FLIGHT_MAX = 1024;
 const POLLFD_BYTES = 8;
+/** Kernel's send buffer per client: a large read's answer then leaves in few pieces. */
+const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 
 /** What the plane is made of; the worker opens it. */
 export interface PlaneParts {
@@ -167,6 +169,7 @@ export class Plane implements RequestSink {
 
 	/** Takes over a connected client. */
 	attach(setup: ClientSetup): void {
+		sys.setSendBuffer(setup.fd, SEND_BUFFER_BYTES);
 		const client = new Connection(setup);
 		this.#clients.set(setup.fd, client);
 		client.hasMore = setup.leftover.length > 0;

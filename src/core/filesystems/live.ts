@@ -16,9 +16,9 @@
 //
 // W(b) is the log position of b's own data slot: how many slots were appended before it.
 
+import type { ByteRange, VolumeState } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../foundations/units.ts";
-import type { ByteRange, VolumeState } from "../../foundations/guest-map.ts";
 
 /** One guest write that touched watched bytes of the volume. */
 export interface MetadataWrite {

@@ -4,9 +4,9 @@
 // too: one of them is stale, and nothing on the disk says which. So the list is long rather than clever, and
 // every mark is looked for at each of its places.
 
-import { readBytes } from "../../foundations/source.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
+import { readBytes } from "../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 
 /** A mark: `bytes` at `at`, counted from the volume's start, or from its end where negative. */
@@ -34,7 +34,9 @@ const marks: readonly Mark[] = [
 	mark("vfat", 54, "FAT     "),
 	...[0, 512, 1024, 1536].map((at) => mark("lvm-pv", at, "LABELONE")),
 	...[4096, 8192, 16384, 65536].flatMap((page) =>
-		["SWAPSPACE2", "SWAP-SPACE", "S1SUSPEND\0", "S2SUSPEND\0", "ULSUSPEND\0", "LINHIB0001"].map((text) => mark("swap", page - 10, text)),
+		["SWAPSPACE2", "SWAP-SPACE", "S1SUSPEND\0", "S2SUSPEND\0", "ULSUSPEND\0", "LINHIB0001"].map((text) =>
+			mark("swap", page - 10, text),
+		),
 	),
 	mark("f2fs", 1024, "\x10\x20\xf5\xf2"),
 	mark("f2fs", 0x1400, "\x10\x20\xf5\xf2"),
@@ -109,6 +111,22 @@ function placesIn(size: number): { type: string; start: number; bytes: string }[
 	return [extMark, ...marks, ...endMarks(size)]
 		.map(({ type, at, bytes }) => ({ type, start: at < 0 ? size + at : at, bytes }))
 		.filter(({ start, bytes }) => start >= 0 && start + bytes.length <= size);
+}
+
+/**
+ * A quick test for writes to a volume of `size` bytes: true where `bytes`, written at `at`, agree with all they overlap
+ * of some mark's place other than ext's. Most writes to those places are ext's own and give false.
+ */
+export function signatureWatcher(size: number): (at: number, bytes: Uint8Array) => boolean {
+	const places = placesIn(size).filter(({ type }) => type !== "ext");
+	return (at, bytes) =>
+		places.some(({ start, bytes: text }) => {
+			const from = Math.max(start, at);
+			const to = Math.min(start + text.length, at + bytes.length);
+			if (from >= to) return false;
+			for (let i = from; i < to; i++) if (bytes[i - at] !== text.charCodeAt(i - start)) return false;
+			return true;
+		});
 }
 
 /** Where marks may stand in a volume of `size` bytes: whole 4 KiB blocks, sorted, merged. */

@@ -14,31 +14,37 @@ test("everything is in use at first", () => {
 test("equals a plain array of booleans, whatever is marked", () => {
 	const step = fc.record({ free: fc.boolean(), from: fc.nat(300), count: fc.nat(300) });
 	fc.assert(
-		fc.property(fc.integer({ min: 1, max: 300 }), fc.array(step, { maxLength: 20 }), fc.nat(320), fc.nat(320), (length, steps, a, b) => {
-			const bitmap = new UsedBitmap(length);
-			const model = new Array<boolean>(length).fill(true);
-			for (const { free, from, count } of steps) {
-				if (free) {
-					const start = Math.min(from - (from % 8), length - (length % 8));
-					const n = Math.min(count, length - start);
-					bitmap.markFree(start, n);
-					model.fill(false, start, start + n);
-				} else {
-					bitmap.markUsed(from, from + count);
-					model.fill(true, from, from + count);
+		fc.property(
+			fc.integer({ min: 1, max: 300 }),
+			fc.array(step, { maxLength: 20 }),
+			fc.nat(320),
+			fc.nat(320),
+			(length, steps, a, b) => {
+				const bitmap = new UsedBitmap(length);
+				const model = Array.from({ length: length }, () => true);
+				for (const { free, from, count } of steps) {
+					if (free) {
+						const start = Math.min(from - (from % 8), length - (length % 8));
+						const n = Math.min(count, length - start);
+						bitmap.markFree(start, n);
+						model.fill(false, start, start + n);
+					} else {
+						bitmap.markUsed(from, from + count);
+						model.fill(true, from, from + count);
+					}
 				}
-			}
-			const [from, to] = [Math.min(a, b), Math.max(a, b)];
-			assert.equal(bitmap.countFree(from, to), model.slice(from, to).filter((used) => !used).length);
-			const walked = new Array<boolean>(length).fill(true);
-			let last = -1;
-			for (const run of bitmap.freeRuns(from, to)) {
-				assert.ok(run.start > last && run.end > run.start, "runs are maximal and in order");
-				last = run.end;
-				walked.fill(false, run.start, run.end);
-			}
-			assert.deepEqual(walked.slice(from, to), model.slice(from, to));
-		}),
+				const [from, to] = [Math.min(a, b), Math.max(a, b)];
+				assert.equal(bitmap.countFree(from, to), model.slice(from, to).filter((used) => !used).length);
+				const walked = Array.from({ length: length }, () => true);
+				let last = -1;
+				for (const run of bitmap.freeRuns(from, to)) {
+					assert.ok(run.start > last && run.end > run.start, "runs are maximal and in order");
+					last = run.end;
+					walked.fill(false, run.start, run.end);
+				}
+				assert.deepEqual(walked.slice(from, to), model.slice(from, to));
+			},
+		),
 	);
 });
 

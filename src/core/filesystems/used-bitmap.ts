@@ -59,7 +59,10 @@ export class UsedBitmap {
 
 	/** Marks `[from, from + count)` free; `from` must be a multiple of 8. */
 	markFree(from: number, count: number): void {
-		this.copyFrom(from, count, new Uint8Array(Math.ceil(count / 8)));
+		assert(from % 8 === 0 && from + count <= this.length, `bitmap part ${from}+${count} of ${this.length}`);
+		const end = (from + count - (count % 8)) / 8;
+		this.#bytes.fill(0, from / 8, end);
+		if (count % 8 !== 0) this.#bytes[end]! &= ~((1 << (count % 8)) - 1);
 	}
 
 	/** Free units in `[from, to)`. */

@@ -11,7 +11,7 @@
 
 import { assert, VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteOffset, formatBytes, roundUp } from "../../foundations/units.ts";
-import { encodeHeader, ENTRY_SIZE, FLAG_EPOCH_START, KIND_DATA, KIND_DROP, offsetOfPlace, Summary } from "./format.ts";
+import { ENTRY_SIZE, encodeHeader, FLAG_EPOCH_START, KIND_DATA, KIND_DROP, offsetOfPlace, Summary } from "./format.ts";
 import type { PinnedBytes } from "./host-file.ts";
 import { GatherList } from "./host-file.ts";
 import { ZERO } from "./index-map.ts";

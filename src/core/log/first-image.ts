@@ -4,6 +4,7 @@
 //   format      records in the file            segments   places, live counts, what may be freed
 //   index-map   block ─▶ slot, with views      appender   staged writes ─▶ file ─▶ index
 //   recovery    file ─▶ log                    flusher    durability, freeing
+//   create      an empty log                   cleaning   compare and swap against a view
 //
 // Synchronous and without allocation per write: the data plane's thread is its only user. No part of it
 // reads a clock or draws lots, so that the crash simulation replays histories exactly.
@@ -29,45 +30,27 @@ import {
 	byteOffset,
 	divCeil,
 	divFloor,
-	formatBytes,
 	logPosition,
 } from "../../foundations/units.ts";
-import { applyEntry, Appender, RESERVED_SEGMENTS } from "./appender.ts";
+import { Appender, applyEntry } from "./appender.ts";
+import { checkRun, clearMoved, liveRunsOf, unchangedSince, zeroRunsOf } from "./cleaning.ts";
+import { placesWithin } from "./create.ts";
 import { Flusher } from "./flusher.ts";
-import type { Superblock } from "./format.ts";
-import {
-	DEFAULT_SEGMENT_BYTES,
-	encodeSuperblock,
-	geometryOf,
-	KIND_DATA,
-	KIND_DROP,
-	KIND_ZERO,
-	MAX_DISK_BYTES,
-	offsetOfPlace,
-	SEGMENTS_AT,
-} from "./format.ts";
+import { geometryOf, KIND_DATA, KIND_DROP, KIND_ZERO, offsetOfPlace, SEGMENTS_AT } from "./format.ts";
 import type { HostFile, PinnedBytes } from "./host-file.ts";
-import type { IndexView, RunVisitor } from "./index-map.ts";
+import type { RunVisitor } from "./index-map.ts";
 import { IndexMap, ZERO } from "./index-map.ts";
-import { readSuperblock, Recovery } from "./recovery.ts";
-import type { Pin } from "./segments.ts";
+import { Recovery, readSuperblock } from "./recovery.ts";
 import { Segment, SegmentTable } from "./segments.ts";
 import type { LogState, Safeguards } from "./state.ts";
 import { ALL_SAFEGUARDS, headPosition, isHarmless } from "./state.ts";
+import type { View } from "./view.ts";
+import { LogView } from "./view.ts";
 
+export { formatFirstImage } from "./create.ts";
 export type { RunVisitor } from "./index-map.ts";
 export { ABSENT, ZERO } from "./index-map.ts";
-
-/** What identifies and shapes a first image; fixed when it is formatted. */
-export interface FormatParams {
-	/** 16 bytes, shared with the second image and disk.json. */
-	readonly uuid: Uint8Array;
-	readonly diskBytes: ByteCount;
-	/** Host bytes of one segment, a power of two; default 8 MiB. */
-	readonly segmentBytes?: number;
-	/** Most host bytes that the log may fill; default unlimited. Can be overridden at open. */
-	readonly limitBytes?: number;
-}
+export type { View } from "./view.ts";
 
 export interface OpenOptions {
 	/** CRC-32 (IEEE, as zlib's) of all of `bytes`. */
@@ -83,21 +66,6 @@ export interface OpenOptions {
 	readonly name?: string;
 	/** Only for the crash simulation's broken variants. */
 	readonly safeguards?: Safeguards;
-}
-
-/** The disk at one instant. Holds its segments against reuse until released; costs one small copy. */
-export interface View {
-	/** Data at positions below this one is in the view, none at or above it. */
-	readonly position: LogPosition;
-	/** True once every entry (zeroing too) that the view shows is durable in the log. */
-	readonly durable: boolean;
-	readonly released: boolean;
-	/** ABSENT, ZERO or a slot. */
-	get(block: number): number;
-	/** Visits `[block, block + count)` in order as merged runs. */
-	runs(block: number, count: number, visit: RunVisitor): void;
-	/** Idempotent. */
-	release(): void;
 }
 
 export interface SegmentInfo {
@@ -119,47 +87,6 @@ export interface SegmentInfo {
 export interface ColdRange {
 	readonly offset: ByteOffset;
 	readonly length: ByteCount;
-}
-
-/** Smallest log that can work: the reserve, one segment to write, one to clean. */
-const MIN_SEGMENTS = RESERVED_SEGMENTS + 2;
-
-/** Writes an empty log into an empty file, durable on return. Throws FILE_EXISTS where the file is not empty, USAGE. */
-export function formatFirstImage(file: HostFile, params: FormatParams): void {
-	const { uuid, diskBytes, segmentBytes = DEFAULT_SEGMENT_BYTES, limitBytes = 0 } = params;
-	if (file.size() !== 0)
-		throw new VmsweepError("FILE_EXISTS", "the first image's file is not empty; give a disk that does not exist yet");
-	if (!(diskBytes > 0 && diskBytes <= MAX_DISK_BYTES && diskBytes % 512 === 0))
-		throw new VmsweepError(
-			"USAGE",
-			`disk size ${diskBytes}: give a multiple of 512 bytes up to ${formatBytes(MAX_DISK_BYTES)}`,
-		);
-	assert(uuid.length === 16, "a disk's UUID has 16 bytes");
-	const geometry = geometryOf(segmentBytes);
-	placesWithin(limitBytes, segmentBytes);
-	file.truncate(SEGMENTS_AT);
-	const record = new Uint8Array(BLOCK_SIZE);
-	for (const copy of [0, 1]) {
-		encodeSuperblock(record, {
-			uuid,
-			diskBytes,
-			segmentBytes,
-			summaryBytes: geometry.summaryBytes,
-			limitBytes,
-			generation: copy + 1,
-			freedSequence: 0,
-			freedEntries: 0,
-			durableEntries: 0,
-			epoch: 0,
-		});
-		file.write(record, byteOffset(copy * BLOCK_SIZE));
-	}
-	file.datasync();
-}
-
-/** Identity and size of the first image in `file`, without opening it. Throws LOG_DAMAGED, DISK_WRONG_VERSION, IO. */
-export function readIdentity(file: HostFile, name = "first.log"): Superblock {
-	return readSuperblock(file, name).superblock;
 }
 
 export class FirstImage {
@@ -247,13 +174,13 @@ export class FirstImage {
 
 	/** Stages whole blocks. `source` must keep them unchanged until commit returns. */
 	stageData(block: number, count: number, source: PinnedBytes, offset: number): void {
-		this.#checkRun(block, count);
+		checkRun(this.#state, block, count);
 		this.#appender.staging.add(KIND_DATA, block, count, source, offset);
 	}
 
 	/** Stages zeroing: "zero" for the guest's write-zeroes and trim, "drop" for the cleaner. */
 	stageZero(block: number, count: number, kind: "zero" | "drop"): void {
-		this.#checkRun(block, count);
+		checkRun(this.#state, block, count);
 		this.#appender.staging.add(kind === "zero" ? KIND_ZERO : KIND_DROP, block, count, undefined, 0);
 	}
 
@@ -373,20 +300,7 @@ export class FirstImage {
 
 	/** Current runs of a segment: triples [block, count, firstSlot] in slot order. Empty for an unknown sequence. */
 	liveRuns(sequence: number): Float64Array {
-		const { table, index } = this.#state;
-		const segment = table.chain.find((candidate) => candidate.sequence === sequence);
-		const runs: number[] = [];
-		if (!segment) return new Float64Array(0);
-		const base = table.firstSlotOf(segment.place);
-		for (let slot = 0; slot < segment.usedSlots; slot++) {
-			const block = table.blockOfSlot(segment, slot);
-			if (index.get(block) !== base + slot) continue;
-			const last = runs.length - 3;
-			const continues = last >= 0 && runs[last]! + runs[last + 1]! === block && runs[last + 2]! + runs[last + 1]! === base + slot;
-			if (continues) runs[last + 1]!++;
-			else runs.push(block, 1, base + slot);
-		}
-		return Float64Array.from(runs);
+		return liveRunsOf(this.#state, sequence);
 	}
 
 	/**
@@ -395,15 +309,7 @@ export class FirstImage {
 	 * where the guest, at that point of the log, had data.)
 	 */
 	zeroRuns(sequence: number): Float64Array {
-		const segment = this.#state.table.chain.find((candidate) => candidate.sequence === sequence);
-		const runs: number[] = [];
-		segment?.zeroBlocks.forEach((block, i) => {
-			if (segment.firstEntry + segment.zeroEntries[i]! >= this.#state.durableEntries) return;
-			this.#state.index.resolve(block, segment.zeroCounts[i]!, (value, at, count) => {
-				if (value === ZERO) runs.push(at, count);
-			});
-		});
-		return Float64Array.from(runs);
+		return zeroRunsOf(this.#state, sequence);
 	}
 
 	/**
@@ -413,22 +319,7 @@ export class FirstImage {
 	 */
 	moved(runs: Float64Array, view: View): number {
 		assert(!view.released, "blocks are moved on a released view");
-		const { table, index } = this.#state;
-		const limit = Math.min(view.position, this.#state.durablePosition);
-		let changed = 0;
-		for (let i = 0; i + 2 < runs.length; i += 3) {
-			const block = runs[i]!;
-			const firstSlot = runs[i + 2]!;
-			this.#checkRun(block, runs[i + 1]!);
-			const segment = firstSlot > ZERO ? table.segmentOfSlot(firstSlot) : undefined;
-			if (!segment || firstSlot < table.firstSlotOf(segment.place)) continue;
-			const slotInSegment = firstSlot - table.firstSlotOf(segment.place);
-			const withinSegment = segment.usedSlots - slotInSegment;
-			const withinLimit = limit - (table.firstPositionOf(segment) + slotInSegment);
-			const count = Math.min(runs[i + 1]!, withinSegment, withinLimit);
-			if (count > 0) changed += index.clearWhere(block, count, firstSlot);
-		}
-		return changed;
+		return clearMoved(this.#state, runs, view);
 	}
 
 	/**
@@ -439,21 +330,7 @@ export class FirstImage {
 	dropped(runs: Float64Array, view: View): Float64Array {
 		assert(!view.released, "blocks are dropped on a released view");
 		assert(this.stagedCount === 0, "blocks are dropped while writes are staged");
-		const { index, durablePosition } = this.#state;
-		const pairs: number[] = [];
-		for (let i = 0; i + 1 < runs.length; i += 2) {
-			this.#checkRun(runs[i]!, runs[i + 1]!);
-			view.runs(runs[i]!, runs[i + 1]!, (before, from, length) => {
-				if (before === ZERO) return;
-				index.resolve(from, length, (now, block, count) => {
-					if (now !== (before > ZERO ? before + (block - from) : before)) return;
-					if (now > ZERO && this.positionOfSlot(now + count - 1) >= durablePosition) return;
-					const last = pairs.length - 2;
-					if (last >= 0 && pairs[last]! + pairs[last + 1]! === block) pairs[last + 1]! += count;
-					else pairs.push(block, count);
-				});
-			});
-		}
+		const pairs = unchangedSince(this.#state, runs, view);
 		for (let i = 0; i < pairs.length; i += 2) this.stageZero(pairs[i]!, pairs[i + 1]!, "drop");
 		return Float64Array.from(pairs).subarray(0, this.commit() * 2);
 	}
@@ -462,7 +339,7 @@ export class FirstImage {
 	punched(runs: Float64Array): number {
 		let changed = 0;
 		for (let i = 0; i + 1 < runs.length; i += 2) {
-			this.#checkRun(runs[i]!, runs[i + 1]!);
+			checkRun(this.#state, runs[i]!, runs[i + 1]!);
 			changed += this.#state.index.clearWhere(runs[i]!, runs[i + 1]!, ZERO);
 		}
 		return changed;
@@ -522,11 +399,6 @@ export class FirstImage {
 		this.#state.table.prepared(this.#placeOf(range), succeeded);
 	}
 
-	#checkRun(block: number, count: number): void {
-		if (!(block >= 0 && count > 0 && block + count <= this.diskBlocks))
-			throw new VmsweepError("OUT_OF_RANGE", `blocks ${block} to ${block + count} lie outside the disk's ${this.diskBlocks}`);
-	}
-
 	#rangeOf(place: number): ColdRange {
 		return { offset: byteOffset(offsetOfPlace(this.#state.geometry, place)), length: byteCount(this.segmentBytes) };
 	}
@@ -540,56 +412,4 @@ export class FirstImage {
 		this.#state.table.addFree(this.#held);
 		this.#held = [];
 	}
-}
-
-class LogView implements View, Pin {
-	readonly position: LogPosition;
-	readonly epoch: number;
-	readonly #entries: number;
-	readonly #state: LogState;
-	readonly #index: IndexView;
-	readonly #views: LogView[];
-
-	constructor(state: LogState, index: IndexView, views: LogView[]) {
-		this.position = logPosition(headPosition(state));
-		this.epoch = index.epoch;
-		this.#entries = state.nextEntry;
-		this.#state = state;
-		this.#index = index;
-		this.#views = views;
-	}
-
-	get durable(): boolean {
-		return this.#state.durableEntries >= this.#entries;
-	}
-
-	get released(): boolean {
-		return this.#index.released;
-	}
-
-	get(block: number): number {
-		return this.#index.get(block);
-	}
-
-	runs(block: number, count: number, visit: RunVisitor): void {
-		this.#index.runs(block, count, visit);
-	}
-
-	release(): void {
-		if (this.released) return;
-		this.#state.index.release(this.#index);
-		this.#views.splice(this.#views.indexOf(this), 1);
-	}
-}
-
-/** How many segments fit into `limitBytes` (0: unlimited), and into 32-bit slot numbers. Throws USAGE where too few. */
-function placesWithin(limitBytes: number, segmentBytes: number): number {
-	const addressable = divFloor(2 ** 32 * BLOCK_SIZE - SEGMENTS_AT, segmentBytes);
-	const places = Math.min(addressable, divFloor((limitBytes || Number.POSITIVE_INFINITY) - SEGMENTS_AT, segmentBytes));
-	if (places < MIN_SEGMENTS)
-		throw new VmsweepError(
-			"USAGE",
-			`limit ${formatBytes(limitBytes)} is too small for a first image; give at least ${formatBytes(SEGMENTS_AT + MIN_SEGMENTS * segmentBytes)}`,
-		);
-	return places;
 }

@@ -56,6 +56,7 @@ export class Flusher {
 		const state = this.#state;
 		refusePoisoned(state);
 		assert(!this.#running, "a flush begins while another one runs");
+		if (!state.safeguards.supersededDurably) this.#free(this.#countFreeable());
 		this.#running = { entries: state.nextEntry, position: headPosition(state), freeable: this.#countFreeable() };
 		return this.#running.position;
 	}
@@ -71,8 +72,7 @@ export class Flusher {
 		// Written before this flush began, so it's durable now.
 		if (this.#superblockPending) state.table.freeRetired();
 		this.#superblockPending = false;
-		const freeable = state.safeguards.supersededDurably ? flush.freeable : this.#countFreeable();
-		if (freeable > 0) this.#free(freeable);
+		this.#free(flush.freeable);
 	}
 
 	fail(cause: unknown): void {
@@ -104,7 +104,9 @@ export class Flusher {
 		}
 	}
 
+	/** Writes the superblock that frees the `count` oldest segments. */
 	#free(count: number): void {
+		if (count === 0) return;
 		const { table, safeguards } = this.#state;
 		const newest = table.chain[count - 1]!;
 		const freedEntries = table.chain[count]!.firstEntry;

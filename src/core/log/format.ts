@@ -6,7 +6,8 @@
 //                             | header 4 KiB | summary | data slot | data slot | … |
 //
 // Invariants
-//  - superblock and header records are 512 bytes, so one sector holds all of each, and end with their checksum
+//  - superblock and header records are 512 bytes, so one sector holds all of each, and end with their checksum;
+//    both exist twice
 //  - a summary entry is 32 bytes, so none straddles a sector, and an appended entry never changes the bytes of
 //    an older one: a torn sector can't hurt what was durable before
 //  - an entry's checksum covers who it belongs to (disk, segment sequence, epoch, place in the summary), so an
@@ -21,6 +22,8 @@ import { BLOCK_SIZE, formatBytes, isPowerOfTwo } from "../../foundations/units.t
 export const FORMAT_VERSION = 1;
 /** Bytes of a superblock or header record; the rest of its 4 KiB is zero. */
 export const RECORD_SIZE = 512;
+/** A header's second copy, so that one bad sector doesn't take a segment away. */
+export const HEADER_COPY_AT = 2048;
 /** Where the first segment starts. */
 export const SEGMENTS_AT = 65_536;
 export const ENTRY_SIZE = 32;
@@ -190,10 +193,21 @@ export function encodeHeader(into: Uint8Array, uuid: Uint8Array, header: Segment
 	const view = viewOf(into);
 	HeaderRecord.put(view, 0, { ...header, magic: headerMagic, version: FORMAT_VERSION, uuid });
 	HeaderRecord.write.checksum(view, 0, recordChecksum(into));
+	into.copyWithin(HEADER_COPY_AT, 0, RECORD_SIZE);
 }
 
-/** The header in `record` if it is a whole one of this disk, else undefined. */
-export function decodeHeader(record: Uint8Array, uuid: Uint8Array): SegmentHeader | undefined {
+/**
+ * The header in `block` (4 KiB), or undefined where neither copy is a whole one of this disk. After a torn write the
+ * copies may be of two lives of the segment: the later one counts.
+ */
+export function decodeHeader(block: Uint8Array, uuid: Uint8Array): SegmentHeader | undefined {
+	const first = decodeHeaderRecord(block, uuid);
+	const second = decodeHeaderRecord(block.subarray(HEADER_COPY_AT), uuid);
+	if (!first || !second) return first ?? second;
+	return second.sequence > first.sequence ? second : first;
+}
+
+function decodeHeaderRecord(record: Uint8Array, uuid: Uint8Array): SegmentHeader | undefined {
 	if (!startsWith(record, headerMagic)) return undefined;
 	const fields = HeaderRecord.at(viewOf(record));
 	if (fields.version !== FORMAT_VERSION || fields.checksum !== recordChecksum(record)) return undefined;

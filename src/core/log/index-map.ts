@@ -36,7 +36,7 @@ const PAGE_WORDS = 256;
 const LEAF_SHIFT = 8;
 const MIDDLE_SHIFT = 16;
 const MIDDLE_BLOCKS = 1 << MIDDLE_SHIFT;
-const SLAB_SHIFT = 8;
+const SLAB_SHIFT = 7;
 const SLAB_PAGES = 1 << SLAB_SHIFT;
 
 /** Pages and where they are: shared by the map and all its views. */
@@ -375,7 +375,9 @@ function lookUp(pages: PageStore, root: Uint32Array, block: number): number {
 	const slabs = pages.slabs;
 	const middle = root[block >>> MIDDLE_SHIFT]!;
 	const leaf =
-		slabs[middle >>> SLAB_SHIFT]![(middle & (SLAB_PAGES - 1)) * PAGE_WORDS + ((block >>> LEAF_SHIFT) & (PAGE_WORDS - 1))]!;
+		slabs[middle >>> SLAB_SHIFT]![
+			(middle & (SLAB_PAGES - 1)) * PAGE_WORDS + ((block >>> LEAF_SHIFT) & (PAGE_WORDS - 1))
+		]!;
 	return slabs[leaf >>> SLAB_SHIFT]![(leaf & (SLAB_PAGES - 1)) * PAGE_WORDS + (block & (PAGE_WORDS - 1))]!;
 }
 

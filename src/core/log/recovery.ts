@@ -29,7 +29,6 @@ import {
 	geometryOf,
 	KIND_DATA,
 	offsetOfPlace,
-	RECORD_SIZE,
 	SEGMENTS_AT,
 	Summary,
 } from "./format.ts";
@@ -69,7 +68,9 @@ export function readSuperblock(file: HostFile, name: string): { superblock: Supe
 		file.read(byteOffset(copy * BLOCK_SIZE), record);
 		return { copy, result: decodeSuperblock(record) };
 	});
-	const whole = results.flatMap(({ copy, result }) => (result.kind === "ok" ? [{ copy, superblock: result.superblock }] : []));
+	const whole = results.flatMap(({ copy, result }) =>
+		result.kind === "ok" ? [{ copy, superblock: result.superblock }] : [],
+	);
 	const newest = whole.sort((a, b) => b.superblock.generation - a.superblock.generation)[0];
 	for (const { result } of results) {
 		if (result.kind === "features")
@@ -84,8 +85,13 @@ export function readSuperblock(file: HostFile, name: string): { superblock: Supe
 			);
 	}
 	if (newest) return newest;
-	const why = results.every(({ result }) => result.kind === "missing") ? "is no first image" : "both superblocks are damaged";
-	throw new VmsweepError("LOG_DAMAGED", `${name}: ${why} (bytes 0 to 8191). Nothing was changed; check that the path is right`);
+	const why = results.every(({ result }) => result.kind === "missing")
+		? "is no first image"
+		: "both superblocks are damaged";
+	throw new VmsweepError(
+		"LOG_DAMAGED",
+		`${name}: ${why} (bytes 0 to 8191). Nothing was changed; check that the path is right`,
+	);
 }
 
 /** Recovers the log in `file`, then makes what it found durable. Throws LOG_DAMAGED, IO, NO_SPACE. */
@@ -133,7 +139,7 @@ export class Recovery {
 	}
 
 	#readHeaders(): { found: FoundSegment[]; lastSequence: number; lastEpoch: number } {
-		const record = new Uint8Array(RECORD_SIZE);
+		const record = new Uint8Array(BLOCK_SIZE);
 		const found: FoundSegment[] = [];
 		let lastSequence = this.#superblock.freedSequence;
 		let lastEpoch = this.#superblock.epoch;
@@ -253,7 +259,11 @@ export class Recovery {
 			const at = offsetOfPlace(this.#geometry, segment.place);
 			this.#rewrite(at, record);
 			this.#file.write(this.#summaryBytes, byteOffset(at + BLOCK_SIZE));
-			for (let entry = Math.max(0, durableEntries - segment.header.firstEntry); entry < end - segment.header.firstEntry; entry++)
+			for (
+				let entry = Math.max(0, durableEntries - segment.header.firstEntry);
+				entry < end - segment.header.firstEntry;
+				entry++
+			)
 				if (this.#summary.kind(entry) === KIND_DATA)
 					this.#file.write(this.#readData(segment.place, entry), this.#offsetOfData(segment.place, entry));
 		});

@@ -71,7 +71,8 @@ async function readHalf(disk: ByteSource, sectorSize: number, sector: number): P
 	GptHeader.write.headerChecksum(viewOf(checked), 0, 0);
 	if (crc32(checked) !== header.headerChecksum) return "wrong header checksum";
 	if (header.ownSector !== sector) return `it says that it lies at sector ${header.ownSector}`;
-	if (header.entrySize < GptEntry.size || !isPowerOfTwo(header.entrySize)) return `entries of ${header.entrySize} bytes`;
+	if (header.entrySize < GptEntry.size || !isPowerOfTwo(header.entrySize))
+		return `entries of ${header.entrySize} bytes`;
 	const entriesBytes = header.entryCount * header.entrySize;
 	if (entriesBytes > MAX_ENTRIES_BYTES) return `${header.entryCount} entries`;
 	if (header.entriesSector * sectorSize + entriesBytes > disk.size) return "its entries lie outside the disk";
@@ -122,11 +123,13 @@ export async function readGpt(disk: ByteSource, sectorSize: number): Promise<Gpt
 	const copySector = first !== null && typeof first !== "string" ? first.header.otherSector : lastSector;
 	const copy = await readHalf(disk, sectorSize, copySector);
 	const good = [first, copy].find((half) => half !== null && typeof half !== "string") as Half | undefined;
-	if (good === undefined) return typeof first === "string" ? first : typeof copy === "string" ? `${copy} (copy at the disk's end)` : null;
+	if (good === undefined)
+		return typeof first === "string" ? first : typeof copy === "string" ? `${copy} (copy at the disk's end)` : null;
 	const warnings: string[] = [];
-	if (good !== first)
-		warnings.push(`the first partition table is damaged (${first ?? "no signature"}); its copy at the disk's end is used`);
-	else if (copy === null || typeof copy === "string")
+	if (good !== first) {
+		const damage = typeof first === "string" ? first : "no signature";
+		warnings.push(`the first partition table is damaged (${damage}); its copy at the disk's end is used`);
+	} else if (copy === null || typeof copy === "string")
 		warnings.push(`the partition table's copy at sector ${copySector} is damaged (${copy ?? "no signature"})`);
 	const partitions = parseEntries(good, sectorSize, warnings);
 	const halves = [first, copy].filter((half): half is Half => half !== null && typeof half !== "string");
@@ -143,4 +146,5 @@ export async function readGpt(disk: ByteSource, sectorSize: number): Promise<Gpt
 	return { sectorSize, partitions, warnings, identity };
 }
 
-const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && a.every((byte, at) => byte === b[at]);
+const sameBytes = (a: Uint8Array, b: Uint8Array): boolean =>
+	a.length === b.length && a.every((byte, at) => byte === b[at]);

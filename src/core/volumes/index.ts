@@ -9,7 +9,7 @@ import { readBytes } from "../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 import type { GptTable } from "./gpt.ts";
 import { readGpt } from "./gpt.ts";
-import { parseMbr, PROTECTIVE_TYPE, readMbr } from "./mbr.ts";
+import { PROTECTIVE_TYPE, parseMbr, readMbr } from "./mbr.ts";
 import type { Partition, PartitionTable } from "./partition.ts";
 
 export type { Partition, PartitionTable } from "./partition.ts";
@@ -21,7 +21,13 @@ const HEAD_BYTES = 8192;
 /** Reads the partition table of `disk`. Throws only what `disk` throws. */
 export async function readPartitionTable(disk: ByteSource): Promise<PartitionTable> {
 	const head: ByteRange = { start: byteOffset(0), length: byteCount(Math.min(HEAD_BYTES, disk.size)) };
-	const none = (refused: string | null): PartitionTable => ({ table: "none", partitions: [], refused, warnings: [], identity: [head] });
+	const none = (refused: string | null): PartitionTable => ({
+		table: "none",
+		partitions: [],
+		refused,
+		warnings: [],
+		identity: [head],
+	});
 	if (disk.size < 1024) return none(null);
 
 	const entries = parseMbr(await readBytes(disk, byteOffset(0), 512));
@@ -35,25 +41,48 @@ export async function readPartitionTable(disk: ByteSource): Promise<PartitionTab
 	}
 	if (protective) {
 		if (found.length === 0)
-			return none(`the disk has a protective MBR but no valid GPT (${damage ?? "no signature"}); repair it with sgdisk or gdisk`);
-		if (found.length > 1) return none("the disk holds valid GPTs for sectors of both 512 and 4096 bytes; wipe the stale one");
+			return none(
+				`the disk has a protective MBR but no valid GPT (${damage ?? "no signature"}); repair it with sgdisk or gdisk`,
+			);
+		if (found.length > 1)
+			return none("the disk holds valid GPTs for sectors of both 512 and 4096 bytes; wipe the stale one");
 		const gpt = found[0]!;
-		const hybrid = (await readMbr(disk, entries!.filter((entry) => entry.type !== PROTECTIVE_TYPE))).partitions;
+		const hybrid = (
+			await readMbr(
+				disk,
+				entries!.filter((entry) => entry.type !== PROTECTIVE_TYPE),
+			)
+		).partitions;
 		return { table: "gpt", refused: null, ...besideHybrid(gpt, hybrid), identity: [head, ...gpt.identity] };
 	}
 	// Without a protective MBR kernels ignore a GPT; one whose first header is valid is more than a leftover at the end.
-	const firstHeaders = found.filter((gpt) => !gpt.warnings.some((warning) => warning.startsWith("the first partition table")));
+	const firstHeaders = found.filter(
+		(gpt) => !gpt.warnings.some((warning) => warning.startsWith("the first partition table")),
+	);
 	const used = entries?.filter((entry) => entry.type !== 0 && entry.sectorCount > 0) ?? [];
 	if (firstHeaders.length > 0)
-		return none("the disk holds a GPT without a protective MBR; remove the stale table with wipefs, or repair it with gdisk");
+		return none(
+			"the disk holds a GPT without a protective MBR; remove the stale table with wipefs, or repair it with gdisk",
+		);
 	if (used.length === 0) return none(null);
 	const mbr = await readMbr(disk, entries!);
-	return { table: "mbr", partitions: mbr.partitions, refused: null, warnings: mbr.warnings, identity: [head, ...mbr.identity] };
+	return {
+		table: "mbr",
+		partitions: mbr.partitions,
+		refused: null,
+		warnings: mbr.warnings,
+		identity: [head, ...mbr.identity],
+	};
 }
 
 /** Entries of a hybrid MBR must repeat GPT partitions; any other is added, so that the overlap check keeps both whole. */
-function besideHybrid(gpt: GptTable, hybrid: readonly Partition[]): { partitions: readonly Partition[]; warnings: readonly string[] } {
-	const foreign = hybrid.filter((entry) => !gpt.partitions.some((p) => p.offset === entry.offset && p.size === entry.size));
+function besideHybrid(
+	gpt: GptTable,
+	hybrid: readonly Partition[],
+): { partitions: readonly Partition[]; warnings: readonly string[] } {
+	const foreign = hybrid.filter(
+		(entry) => !gpt.partitions.some((p) => p.offset === entry.offset && p.size === entry.size),
+	);
 	if (foreign.length === 0) return { partitions: gpt.partitions, warnings: gpt.warnings };
 	return {
 		partitions: [...gpt.partitions, ...foreign.map((entry) => ({ ...entry, id: `mbr-${entry.id}` }))],

@@ -13,7 +13,7 @@
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { readBytes } from "../../foundations/source.ts";
-import { struct, u16le, u32le, u8, viewOf } from "../../foundations/struct.ts";
+import { struct, u8, u16le, u32le, viewOf } from "../../foundations/struct.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 import type { Partition } from "./partition.ts";
 
@@ -78,7 +78,11 @@ export async function readMbr(disk: ByteSource, entries: readonly Entry[]): Prom
 				return;
 			}
 			visited.add(at);
-			if ((at + 1) * SECTOR > disk.size || at < extended.firstSector || at >= extended.firstSector + extended.sectorCount) {
+			if (
+				(at + 1) * SECTOR > disk.size ||
+				at < extended.firstSector ||
+				at >= extended.firstSector + extended.sectorCount
+			) {
 				warnings.push(`the chain of logical partitions in p${number} leaves it at sector ${at}; what follows is kept`);
 				return;
 			}

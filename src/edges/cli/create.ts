@@ -29,8 +29,7 @@ async function create(directory: string, { size, second, logLimit, json = false 
 		throw new CommanderError(2, "vmsweep.create", "give --size for a new disk, or --second for an image that is there");
 	const { description, notes } = await createDisk({
 		directory,
-		second:
-			second !== undefined ? { kind: "adopt", path: second } : { kind: "new", size: byteCount(size!) },
+		second: second !== undefined ? { kind: "adopt", path: second } : { kind: "new", size: byteCount(size!) },
 		...(logLimit === undefined ? {} : { limitBytes: logLimit }),
 	});
 	if (json) return await printJson({ path: directory, ...description, notes });

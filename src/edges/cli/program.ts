@@ -39,9 +39,8 @@ export function buildProgram(): Command {
 		versionCommand(),
 	];
 	for (const command of commands) program.addCommand(command.helpOption("-h, --help", "print help"));
-	for (const command of [program, ...commands])
-		// Errors are thrown, and told once, by runCommandLine.
-		command.exitOverride().configureOutput({ outputError: () => {} });
+	// Errors are thrown, and told once, by runCommandLine.
+	for (const command of [program, ...commands]) command.exitOverride().configureOutput({ outputError: () => {} });
 	return program;
 }
 
@@ -69,7 +68,9 @@ const versionCommand = (): Command =>
 		.description("print the version")
 		.option("--json", "print JSON")
 		.action(async ({ json = false }: { json?: boolean }) => {
-			await print(json ? `${JSON.stringify({ version: version(), node: process.versions.node })}\n` : `vmsweep ${version()}\n`);
+			await print(
+				json ? `${JSON.stringify({ version: version(), node: process.versions.node })}\n` : `vmsweep ${version()}\n`,
+			);
 		});
 
 /** From the package's own description, which lies at the same distance in a checkout and when built. */

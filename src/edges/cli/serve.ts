@@ -16,7 +16,9 @@ export const serveCommand = (): Command =>
 	new Command("serve")
 		.description("serve disks to VMs over NBD, and clean them")
 		.argument("<disk...>", "folders of disks")
-		.addOption(new Option("--socket <path>", "one Unix socket for all disks (default: DISK/nbd.sock each)").conflicts("listen"))
+		.addOption(
+			new Option("--socket <path>", "one Unix socket for all disks (default: DISK/nbd.sock each)").conflicts("listen"),
+		)
 		.option("--listen <host:port>", "one TCP address for all disks, without encryption or password", parseAddress)
 		.addOption(
 			new Option("--clean <when>", "clean continuously, or only by the clean command")
@@ -46,11 +48,12 @@ const BROKEN_CLOSE_MS = 10_000;
 
 async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
 	const { socket, listen, clean, readOnly = false, logLimit, acceptChangedImage = false } = options;
-	const address: ListenAddress | undefined =
-		socket === undefined ? listen : { kind: "unix", path: resolve(socket) };
+	const address: ListenAddress | undefined = socket === undefined ? listen : { kind: "unix", path: resolve(socket) };
 	const log = openLog();
 	if (address?.kind === "tcp" && !isLoopback(address.host))
-		log.warn(`whoever reaches ${address.host} can use the disks: NBD over TCP has neither encryption nor a password here`);
+		log.warn(
+			`whoever reaches ${address.host} can use the disks: NBD over TCP has neither encryption nor a password here`,
+		);
 	await interruptible(async (signal) => {
 		const server = await serveDisks({
 			disks,

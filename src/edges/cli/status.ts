@@ -49,13 +49,25 @@ const row = (disk: AnyDiskStatus): string[] => [
 function describeServed(disk: DiskStatus): string {
 	const { first, second, guest, cleaner } = disk;
 	const facts = [
-		["first image", `${formatBytes(first.hostBytes)} on the host, ${formatBytes(first.usedBytes)} in use, limit ${formatBytes(first.limitBytes)}`],
+		[
+			"first image",
+			`${formatBytes(first.hostBytes)} on the host, ${formatBytes(first.usedBytes)} in use, limit ${formatBytes(first.limitBytes)}`,
+		],
 		["", first.path],
 		["second image", `${formatBytes(second.hostBytes)} on the host`],
 		["", second.path],
-		["guest", `read ${formatBytes(guest.readBytes)}, wrote ${formatBytes(guest.writtenBytes)}, ${count(guest.flushes, "flush", "flushes")}`],
-		["cleaner", `dropped ${formatBytes(cleaner.droppedBytes)}, moved ${formatBytes(cleaner.movedBytes)}, gave ${formatBytes(cleaner.punchedBytes)} of the first image back`],
-		["", `read ${formatBytes(cleaner.metadataBytesRead)} of metadata, ${formatBytes(cleaner.metadataBytesLastPass)} in the last pass`],
+		[
+			"guest",
+			`read ${formatBytes(guest.readBytes)}, wrote ${formatBytes(guest.writtenBytes)}, ${count(guest.flushes, "flush", "flushes")}`,
+		],
+		[
+			"cleaner",
+			`dropped ${formatBytes(cleaner.droppedBytes)}, moved ${formatBytes(cleaner.movedBytes)}, gave ${formatBytes(cleaner.punchedBytes)} of the first image back`,
+		],
+		[
+			"",
+			`read ${formatBytes(cleaner.metadataBytesRead)} of metadata, ${formatBytes(cleaner.metadataBytesLastPass)} in the last pass`,
+		],
 		...disk.volumes.map(({ id, type, phase, pendingBytes, reason }) => [
 			id,
 			[
@@ -80,32 +92,26 @@ function describeResting(disk: RestingDiskStatus): string {
 	const facts = [
 		["first image", `${bytesOrMissing(first.hostBytes)} on the host`],
 		["", first.path],
-		["second image", `${bytesOrMissing(second.hostBytes)} on the host${second.state === null ? "" : state[second.state]}`],
+		[
+			"second image",
+			`${bytesOrMissing(second.hostBytes)} on the host${second.state === null ? "" : state[second.state]}`,
+		],
 		["", second.path],
 		...problems.map((problem) => ["problem", problem]),
 	];
 	return `${heading(disk)}${leftAs(disk)}\n${factTable(facts)}`;
 }
 
-const heading = ({ name, size, uuid }: AnyDiskStatus): string => `${describeName(name)} (${formatBytes(size)}, ${uuid}): `;
+const heading = ({ name, size, uuid }: AnyDiskStatus): string =>
+	`${describeName(name)} (${formatBytes(size)}, ${uuid}): `;
 
 const describeName = (name: string): string => formatTable([[name]]).trimEnd();
 
 const factTable = (facts: readonly (readonly string[])[]): string =>
 	formatTable(facts.map(([name, ...rest]) => [`  ${name}`, ...rest]));
 
-function leftAs({ left }: RestingDiskStatus): string {
-	switch (left) {
-		case "new":
-			return "not served yet";
-		case "clean":
-			return "not served, closed cleanly";
-		case "unclean":
-			return "not served, not closed cleanly (the next start recovers it)";
-		default:
-			return left satisfies never;
-	}
-}
+const leftAs = ({ left }: RestingDiskStatus): string =>
+	left === "clean" ? "not served, closed cleanly" : "not served, not closed cleanly (the next start recovers it)";
 
 const bytesOrMissing = (bytes: number | null): string => (bytes === null ? "missing" : formatBytes(bytes));
 

@@ -34,7 +34,9 @@ function describe(report: SweepReport): string {
 	const given = dryRun
 		? `a sweep would give ${formatBytes(droppedBytes)} back`
 		: `${formatBytes(hostBytesBefore - hostBytesAfter)} given back`;
-	const lines = [`${image}: ${given} (space on the host: ${formatBytes(hostBytesBefore)} → ${formatBytes(hostBytesAfter)})`];
+	const lines = [
+		`${image}: ${given} (space on the host: ${formatBytes(hostBytesBefore)} → ${formatBytes(hostBytesAfter)})`,
+	];
 	const rows = volumes.map(({ id, type, kept, droppedBytes: bytes }) => [
 		`  ${id}`,
 		type,

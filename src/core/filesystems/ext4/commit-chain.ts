@@ -104,7 +104,8 @@ export class CommitChain {
 
 	/** Ends the incarnation: evidence so far counts no more, and only a view can anchor the chain again. */
 	break(why: string): void {
-		this.#restart(null, why);
+		if (this.#head !== null || this.#commits.length > 0) this.#restart(null, why);
+		else this.#brokenBecause = why;
 	}
 
 	#restart(head: { position: number; sequence: number } | null, why: string): void {
@@ -162,25 +163,36 @@ export class CommitChain {
 			next = parseJournalSuperblock(block, this.#info.blockSize, this.#file.blockCount);
 		} catch (error) {
 			if (!isVmsweepError(error)) throw error;
-			return this.break(error.message);
+			this.break(error.message);
+			return;
 		}
 		const before = this.#info;
 		this.#info = next;
 		const at = next.start === 0 ? null : { position: next.start, sequence: next.sequence };
-		if (!isSameLayout(before, next)) return this.#restart(at, "the journal's layout or features were changed");
+		if (!isSameLayout(before, next)) {
+			this.#restart(at, "the journal's layout or features were changed");
+			return;
+		}
 		if (at === null) {
 			// Everything was written home (unmount, freeze). A head that is known still holds if the same mount goes on.
 			this.#transactions = [];
 			this.logged.clear();
 			return;
 		}
-		if (this.#head !== null && at.position === this.#head.position && at.sequence === this.#head.sequence) this.#transactions = [];
+		if (this.#head !== null && at.position === this.#head.position && at.sequence === this.#head.sequence)
+			this.#transactions = [];
 		else {
-			const tail = this.#transactions.findIndex(({ sequence, start }) => sequence === at.sequence && start === at.position);
-			if (tail < 0) return this.#restart(at, "the file system was mounted again, or its journal was replaced");
+			const tail = this.#transactions.findIndex(
+				({ sequence, start }) => sequence === at.sequence && start === at.position,
+			);
+			if (tail < 0) {
+				this.#restart(at, "the file system was mounted again, or its journal was replaced");
+				return;
+			}
 			this.#transactions.splice(0, tail);
 		}
-		for (const [home, logged] of this.logged) if (sequenceDifference(logged.sequence, at.sequence) < 0) this.logged.delete(home);
+		for (const [home, logged] of this.logged)
+			if (sequenceDifference(logged.sequence, at.sequence) < 0) this.logged.delete(home);
 	}
 
 	#feedRing(logical: number, block: Uint8Array, write: { position: LogPosition; end: LogPosition }): void {
@@ -212,11 +224,19 @@ export class CommitChain {
 
 	#feedCommit(commit: Commit, block: Uint8Array): void {
 		const head = this.#head!;
-		if (commit.sequence !== head.sequence)
-			return this.break(`commit ${commit.sequence} does not follow; ${head.sequence} was expected`);
-		if (!isCommitChecksumRight(block, this.#info)) return this.break(`commit ${commit.sequence} has a wrong checksum`);
+		if (commit.sequence !== head.sequence) {
+			this.break(`commit ${commit.sequence} does not follow; ${head.sequence} was expected`);
+			return;
+		}
+		if (!isCommitChecksumRight(block, this.#info)) {
+			this.break(`commit ${commit.sequence} has a wrong checksum`);
+			return;
+		}
 		const controls = this.#walk(head.position, commit.at);
-		if (controls === null) return this.break(`commit ${commit.sequence} does not stand where its transaction ends`);
+		if (controls === null) {
+			this.break(`commit ${commit.sequence} does not stand where its transaction ends`);
+			return;
+		}
 		for (const { at, control } of controls)
 			if (control.kind === "descriptor")
 				for (const [index, tag] of control.tags.entries())

@@ -41,77 +41,96 @@ export const JOURNAL_COMPAT_CHECKSUM = 0x1;
 interface FeatureWord {
 	readonly word: string;
 	/** Bits that are read, with the names that mke2fs and dumpe2fs use. */
-	readonly read: Readonly<Record<number, string>>;
+	readonly read: ReadonlyMap<number, string>;
 	/** Bits that are known and refused. */
-	readonly refused: Readonly<Record<number, string>>;
+	readonly refused: ReadonlyMap<number, string>;
 }
 
 const compat: FeatureWord = {
 	word: "compatible",
-	read: {
-		0x1: "dir_prealloc",
-		0x2: "imagic_inodes",
-		0x4: "has_journal",
-		0x8: "ext_attr",
-		0x10: "resize_inode",
-		0x20: "dir_index",
-		0x200: "sparse_super2",
-		0x400: "fast_commit",
-		0x800: "stable_inodes",
-		0x1000: "orphan_file",
-	},
-	refused: { 0x40: "lazy_bg", 0x80: "snapshot_inode", 0x100: "snapshot_bitmap" },
+	read: new Map<number, string>([
+		[0x1, "dir_prealloc"],
+		[0x2, "imagic_inodes"],
+		[0x4, "has_journal"],
+		[0x8, "ext_attr"],
+		[0x10, "resize_inode"],
+		[0x20, "dir_index"],
+		[0x200, "sparse_super2"],
+		[0x400, "fast_commit"],
+		[0x800, "stable_inodes"],
+		[0x1000, "orphan_file"],
+	]),
+	refused: new Map<number, string>([
+		[0x40, "lazy_bg"],
+		[0x80, "snapshot_inode"],
+		[0x100, "snapshot_bitmap"],
+	]),
 };
 const incompat: FeatureWord = {
 	word: "incompatible",
-	read: {
-		0x2: "filetype",
-		0x4: "needs_recovery",
-		0x10: "meta_bg",
-		0x40: "extent",
-		0x80: "64bit",
-		0x100: "mmp",
-		0x200: "flex_bg",
-		0x400: "ea_inode",
-		0x2000: "metadata_csum_seed",
-		0x4000: "large_dir",
-		0x8000: "inline_data",
-		0x10000: "encrypt",
-		0x20000: "casefold",
-	},
-	refused: { 0x1: "compression", 0x8: "journal_dev", 0x1000: "dirdata" },
+	read: new Map<number, string>([
+		[0x2, "filetype"],
+		[0x4, "needs_recovery"],
+		[0x10, "meta_bg"],
+		[0x40, "extent"],
+		[0x80, "64bit"],
+		[0x100, "mmp"],
+		[0x200, "flex_bg"],
+		[0x400, "ea_inode"],
+		[0x2000, "metadata_csum_seed"],
+		[0x4000, "large_dir"],
+		[0x8000, "inline_data"],
+		[0x10000, "encrypt"],
+		[0x20000, "casefold"],
+	]),
+	refused: new Map<number, string>([
+		[0x1, "compression"],
+		[0x8, "journal_dev"],
+		[0x1000, "dirdata"],
+	]),
 };
 const roCompat: FeatureWord = {
 	word: "read-only compatible",
-	read: {
-		0x1: "sparse_super",
-		0x2: "large_file",
-		0x4: "btree_dir",
-		0x8: "huge_file",
-		0x10: "uninit_bg",
-		0x20: "dir_nlink",
-		0x40: "extra_isize",
-		0x100: "quota",
-		0x200: "bigalloc",
-		0x400: "metadata_csum",
-		0x1000: "read-only",
-		0x2000: "project",
-		0x8000: "verity",
-		0x10000: "orphan_present",
-	},
-	refused: { 0x80: "has_snapshot", 0x800: "replica", 0x4000: "shared_blocks" },
+	read: new Map<number, string>([
+		[0x1, "sparse_super"],
+		[0x2, "large_file"],
+		[0x4, "btree_dir"],
+		[0x8, "huge_file"],
+		[0x10, "uninit_bg"],
+		[0x20, "dir_nlink"],
+		[0x40, "extra_isize"],
+		[0x100, "quota"],
+		[0x200, "bigalloc"],
+		[0x400, "metadata_csum"],
+		[0x1000, "read-only"],
+		[0x2000, "project"],
+		[0x8000, "verity"],
+		[0x10000, "orphan_present"],
+	]),
+	refused: new Map<number, string>([
+		[0x80, "has_snapshot"],
+		[0x800, "replica"],
+		[0x4000, "shared_blocks"],
+	]),
 };
 const journalWord: FeatureWord = {
 	word: "journal",
-	read: { 0x1: "revoke", 0x2: "64bit", 0x4: "async_commit", 0x8: "checksum_v2", 0x10: "checksum_v3", 0x20: "fast_commit" },
-	refused: {},
+	read: new Map<number, string>([
+		[0x1, "revoke"],
+		[0x2, "64bit"],
+		[0x4, "async_commit"],
+		[0x8, "checksum_v2"],
+		[0x10, "checksum_v3"],
+		[0x20, "fast_commit"],
+	]),
+	refused: new Map<number, string>(),
 };
 
 function checkWord(value: number, { word, read, refused }: FeatureWord): void {
 	for (let bit = 0; bit < 32; bit++) {
 		const flag = 2 ** bit;
-		if (Math.floor(value / flag) % 2 === 0 || flag in read) continue;
-		const name = refused[flag];
+		if (Math.floor(value / flag) % 2 === 0 || read.has(flag)) continue;
+		const name = refused.get(flag);
 		throw new VmsweepError(
 			"VOLUME_UNSUPPORTED",
 			name === undefined
@@ -131,6 +150,14 @@ export function checkFeatures(words: { compat: number; incompat: number; roCompa
 /** Same for the journal's superblock. */
 export function checkJournalFeatures(words: { compat: number; incompat: number; roCompat: number }): void {
 	checkWord(words.incompat, journalWord);
-	checkWord(words.roCompat, { word: "read-only compatible journal", read: {}, refused: {} });
-	checkWord(words.compat, { word: "compatible journal", read: { 0x1: "checksum" }, refused: {} });
+	checkWord(words.roCompat, {
+		word: "read-only compatible journal",
+		read: new Map<number, string>(),
+		refused: new Map<number, string>(),
+	});
+	checkWord(words.compat, {
+		word: "compatible journal",
+		read: new Map<number, string>([[0x1, "checksum"]]),
+		refused: new Map<number, string>(),
+	});
 }

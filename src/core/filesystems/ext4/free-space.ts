@@ -60,11 +60,13 @@ export function parseDescriptor(
 	const view = viewOf(raw);
 	const read = GroupDescriptor.read;
 	const wide = geometry.descriptorSize >= 64;
-	const place = (low: number, high: (view: DataView, base: number) => number): number => low + (wide ? high(view, 0) * 2 ** 32 : 0);
+	const place = (low: number, high: (view: DataView, base: number) => number): number =>
+		low + (wide ? high(view, 0) * 2 ** 32 : 0);
 	const blockBitmap = place(read.blockBitmapLow(view, 0), read.blockBitmapHigh);
 	const inodeBitmap = place(read.inodeBitmapLow(view, 0), read.inodeBitmapHigh);
 	const inodeTable = place(read.inodeTableLow(view, 0), read.inodeTableHigh);
-	const inside = (block: number, count: number): boolean => block >= geometry.firstDataBlock && block + count <= geometry.blocksCount;
+	const inside = (block: number, count: number): boolean =>
+		block >= geometry.firstDataBlock && block + count <= geometry.blocksCount;
 	let wrong: string | null = null;
 	const expected = descriptorChecksum(raw, geometry, group);
 	if (expected !== null && expected !== read.checksum(view, 0)) wrong = "its descriptor's checksum is wrong";
@@ -76,7 +78,8 @@ export function parseDescriptor(
 		inodeTable,
 		freeClusters: read.freeBlocksLow(view, 0) + (wide ? read.freeBlocksHigh(view, 0) * 0x1_0000 : 0),
 		uninitialised: expected !== null && (read.flags(view, 0) & BLOCK_UNINIT) !== 0,
-		bitmapChecksum: read.blockBitmapChecksumLow(view, 0) + (wide ? read.blockBitmapChecksumHigh(view, 0) * 0x1_0000 : 0),
+		bitmapChecksum:
+			read.blockBitmapChecksumLow(view, 0) + (wide ? read.blockBitmapChecksumHigh(view, 0) * 0x1_0000 : 0),
 		wrong,
 	};
 }
@@ -109,7 +112,9 @@ export class Allocation {
 	constructor(geometry: Geometry, descriptors: Uint8Array, journal: readonly JournalRun[]) {
 		this.geometry = geometry;
 		this.used = new UsedBitmap(geometry.clusterCount);
-		this.#groups = Array.from({ length: geometry.groupCount }, (_, group) => parseDescriptor(descriptors, geometry, group));
+		this.#groups = Array.from({ length: geometry.groupCount }, (_, group) =>
+			parseDescriptor(descriptors, geometry, group),
+		);
 		this.#anyDescriptorWrong = this.groups.some((group) => group.wrong !== null);
 		const ranges = baseMetadata(geometry);
 		for (const { physical, count } of journal) ranges.push({ start: physical, end: physical + count });
@@ -151,14 +156,19 @@ export class Allocation {
 		if (at < base || at + length > blocksCount * blockSize || length <= 0) return false;
 		const unit = clusterRatio * blockSize;
 		const last = Math.floor((at + length - 1 - base) / unit);
-		for (let cluster = Math.floor((at - base) / unit); cluster <= last; cluster++) if (this.used.isUsed(cluster)) return false;
+		for (let cluster = Math.floor((at - base) / unit); cluster <= last; cluster++)
+			if (this.used.isUsed(cluster)) return false;
 		return true;
 	}
 
 	/** What is wrong with which groups; at most a screenful. */
 	get warnings(): readonly string[] {
-		const all = [...this.#warnings].sort(([a], [b]) => a - b).map(([group, text]) => `group ${group} is kept whole: ${text}`);
-		return all.length <= MAX_WARNINGS ? all : [...all.slice(0, MAX_WARNINGS), `${all.length - MAX_WARNINGS} more groups are kept whole`];
+		const all = [...this.#warnings]
+			.sort(([a], [b]) => a - b)
+			.map(([group, text]) => `group ${group} is kept whole: ${text}`);
+		return all.length <= MAX_WARNINGS
+			? all
+			: [...all.slice(0, MAX_WARNINGS), `${all.length - MAX_WARNINGS} more groups are kept whole`];
 	}
 
 	get badGroupCount(): number {
@@ -181,11 +191,13 @@ export class Allocation {
 
 	/** `ext4_init_block_bitmap`: everything is free but the metadata. */
 	#compute(group: number): void {
-		if (this.#anyDescriptorWrong) return this.#keep(group, "it was never used, but another group's descriptor is wrong");
+		if (this.#anyDescriptorWrong) {
+			this.#keep(group, "it was never used, but another group's descriptor is wrong");
+			return;
+		}
 		const { first, count } = this.#clusters(group);
 		this.used.markFree(first, count);
-		this.#markMetadata(group);
-		const free = this.used.countFree(first, first + count);
+		const free = count - this.#markMetadata(group);
 		const stated = this.groups[group]!.freeClusters;
 		if (free !== stated) this.#keep(group, `its descriptor says ${stated} free units, its layout leaves ${free}`);
 	}
@@ -195,14 +207,18 @@ export class Allocation {
 		const { freeClusters: stated, bitmapChecksum } = this.groups[group]!;
 		if (this.geometry.has.metadataChecksum) {
 			const sum = crc32c(this.geometry.checksumSeed, bitmap.subarray(0, this.geometry.clustersPerGroup / 8));
-			if ((this.geometry.descriptorSize >= 64 ? sum : sum & 0xffff) !== bitmapChecksum)
-				return this.#keep(group, "its block bitmap's checksum is wrong");
+			if ((this.geometry.descriptorSize >= 64 ? sum : sum & 0xffff) !== bitmapChecksum) {
+				this.#keep(group, "its block bitmap's checksum is wrong");
+				return;
+			}
 		}
 		const free = countZeroBits(bitmap, count);
-		if (free !== stated) return this.#keep(group, `its descriptor says ${stated} free units, its bitmap ${free}`);
+		if (free !== stated) {
+			this.#keep(group, `its descriptor says ${stated} free units, its bitmap ${free}`);
+			return;
+		}
 		this.used.copyFrom(first, count, bitmap);
-		this.#markMetadata(group);
-		if (this.used.countFree(first, first + count) !== free) this.#keep(group, "its bitmap shows metadata as free");
+		if (this.#markMetadata(group) > 0) this.#keep(group, "its bitmap shows metadata as free");
 	}
 
 	#keep(group: number, why: string): void {
@@ -211,13 +227,20 @@ export class Allocation {
 		this.#warnings.set(group, why);
 	}
 
-	#markMetadata(group: number): void {
+	/** Marks the group's part of all metadata as in use. Returns how many units were free before. */
+	#markMetadata(group: number): number {
 		const { firstDataBlock, clusterRatio } = this.geometry;
-		for (const { start, end } of this.metadata.within(groupStart(this.geometry, group), groupEnd(this.geometry, group)))
-			this.used.markUsed(
-				Math.floor((start - firstDataBlock) / clusterRatio),
-				Math.ceil((end - firstDataBlock) / clusterRatio),
-			);
+		let changed = 0;
+		for (const { start, end } of this.metadata.within(
+			groupStart(this.geometry, group),
+			groupEnd(this.geometry, group),
+		)) {
+			const from = Math.floor((start - firstDataBlock) / clusterRatio);
+			const to = Math.ceil((end - firstDataBlock) / clusterRatio);
+			changed += this.used.countFree(from, to);
+			this.used.markUsed(from, to);
+		}
+		return changed;
 	}
 
 	#clusters(group: number): { first: number; count: number } {
@@ -240,7 +263,10 @@ export class Allocation {
 		const base = firstDataBlock * blockSize;
 		const end = Math.min(to, blocksCount * blockSize);
 		if (from >= end) return;
-		for (const run of this.used.freeRuns(Math.max(0, Math.floor((from - base) / unit)), Math.max(0, Math.ceil((end - base) / unit)))) {
+		for (const run of this.used.freeRuns(
+			Math.max(0, Math.floor((from - base) / unit)),
+			Math.max(0, Math.ceil((end - base) / unit)),
+		)) {
 			const start = Math.max(from, base + run.start * unit);
 			const stop = Math.min(end, base + run.end * unit);
 			if (stop > start) yield { start, length: stop - start };

@@ -48,7 +48,8 @@ function describe(allocation: Allocation, state: VolumeState): FileSystemMap {
 		kept: null,
 		warnings: allocation.warnings,
 		*freeRuns(from, to) {
-			for (const { start, length } of allocation.freeRuns(from, to)) yield { start: byteOffset(start), length: byteCount(length) };
+			for (const { start, length } of allocation.freeRuns(from, to))
+				yield { start: byteOffset(start), length: byteCount(length) };
 		},
 	};
 }

@@ -83,11 +83,14 @@ export function parseJournalSuperblock(block: Uint8Array, blockSize: number, fil
 			throw damaged("its superblock's checksum is wrong");
 	}
 	if (record.blockSize !== blockSize) throw damaged(`it has blocks of ${record.blockSize} bytes`);
-	if (record.blockCount > fileBlocks || record.blockCount < 3) throw damaged(`it says that it has ${record.blockCount} blocks`);
+	if (record.blockCount > fileBlocks || record.blockCount < 3)
+		throw damaged(`it says that it has ${record.blockCount} blocks`);
 	const fastCommit = has(JournalIncompat.fastCommit);
 	const fastCommitBlocks = record.fastCommitBlocks === 0 ? DEFAULT_FAST_COMMIT_BLOCKS : record.fastCommitBlocks;
 	const end =
-		fastCommit && record.blockCount - fastCommitBlocks >= MIN_RING_BLOCKS ? record.blockCount - fastCommitBlocks : record.blockCount;
+		fastCommit && record.blockCount - fastCommitBlocks >= MIN_RING_BLOCKS
+			? record.blockCount - fastCommitBlocks
+			: record.blockCount;
 	if (record.first < 1 || record.first >= end) throw damaged(`its ring starts at block ${record.first}`);
 	if (record.start !== 0 && (record.start < record.first || record.start >= end))
 		throw damaged(`its oldest transaction starts at block ${record.start}, outside its ring`);
@@ -102,7 +105,13 @@ export function parseJournalSuperblock(block: Uint8Array, blockSize: number, fil
 		sequence: record.sequence,
 		errorNumber: record.errorNumber,
 		uuid: record.uuid.slice(),
-		has: { is64Bit, asyncCommit: has(JournalIncompat.asyncCommit), checksum: v3 ? 3 : v2 ? 2 : 0, transactionChecksum, fastCommit },
+		has: {
+			is64Bit,
+			asyncCommit: has(JournalIncompat.asyncCommit),
+			checksum: v3 ? 3 : v2 ? 2 : 0,
+			transactionChecksum,
+			fastCommit,
+		},
 		checksumSeed: crc32c(0xffffffff, record.uuid),
 		tagSize: v3 ? Tag3.size : 8 + (v2 ? 2 : 0) + (is64Bit ? 4 : 0),
 	};
@@ -161,7 +170,8 @@ export function parseTags(block: Uint8Array, info: JournalInfo): LoggedTag[] {
 export function parseRevoked(block: Uint8Array, info: JournalInfo): number[] {
 	const view = viewOf(block);
 	const used = RevokeBlock.read.used(view, 0);
-	if (used < RevokeBlock.size || used > block.length - (info.has.checksum === 0 ? 0 : 4)) throw damaged("a revoke block has a bad length");
+	if (used < RevokeBlock.size || used > block.length - (info.has.checksum === 0 ? 0 : 4))
+		throw damaged("a revoke block has a bad length");
 	const recordSize = info.has.is64Bit ? 8 : 4;
 	const revoked: number[] = [];
 	for (let at = RevokeBlock.size; at + recordSize <= used; at += recordSize)

@@ -26,7 +26,8 @@ import {
 } from "./layout.ts";
 import type { Geometry } from "./open.ts";
 
-const damaged = (what: string): VmsweepError => new VmsweepError("VOLUME_DAMAGED", `its journal's inode is damaged: ${what}`);
+const damaged = (what: string): VmsweepError =>
+	new VmsweepError("VOLUME_DAMAGED", `its journal's inode is damaged: ${what}`);
 
 /** More than mke2fs' largest default journal (1 GiB) in the smallest blocks; bounds time and memory. */
 export const MAX_JOURNAL_BLOCKS = 1 << 21;
@@ -70,7 +71,11 @@ export class JournalFile {
 }
 
 /** The last of the sorted `runs` whose key is not above `limit`; the first one where all are. */
-function lastNotAbove(runs: readonly JournalRun[], limit: number, key: (run: JournalRun) => number): JournalRun | undefined {
+function lastNotAbove(
+	runs: readonly JournalRun[],
+	limit: number,
+	key: (run: JournalRun) => number,
+): JournalRun | undefined {
 	let low = 0;
 	let high = runs.length - 1;
 	while (low < high) {
@@ -87,7 +92,8 @@ export async function findJournal(volume: ByteSource, geometry: Geometry): Promi
 	const inode = Inode.at(viewOf(raw));
 	if ((inode.mode & 0xf000) !== 0x8000 || inode.linksCount === 0) throw damaged("it is no regular file");
 	const wanted = Math.floor((inode.sizeLow + inode.sizeHigh * 2 ** 32) / geometry.blockSize);
-	if (wanted === 0 || wanted > MAX_JOURNAL_BLOCKS || wanted > geometry.blocksCount) throw damaged(`it has ${wanted} blocks`);
+	if (wanted === 0 || wanted > MAX_JOURNAL_BLOCKS || wanted > geometry.blocksCount)
+		throw damaged(`it has ${wanted} blocks`);
 	const runs: { logical: number; physical: number; count: number }[] = [];
 	let mapped = 0;
 	const add = (physical: number, count: number): void => {
@@ -131,7 +137,8 @@ export async function findJournal(volume: ByteSource, geometry: Geometry): Promi
 	const walkIndirect = async (number: number, depth: number): Promise<void> => {
 		if (depth === 0) return add(number, 1);
 		const view = viewOf(await block(number));
-		for (let at = 0; at < geometry.blockSize && mapped < wanted; at += 4) await walkIndirect(view.getUint32(at, true), depth - 1);
+		for (let at = 0; at < geometry.blockSize && mapped < wanted; at += 4)
+			await walkIndirect(view.getUint32(at, true), depth - 1);
 	};
 
 	const root = viewOf(inode.block);
@@ -149,7 +156,11 @@ export async function findJournal(volume: ByteSource, geometry: Geometry): Promi
 }
 
 /** An inode's bytes, checked, and the start value of its checksums. */
-async function readInode(volume: ByteSource, geometry: Geometry, number: number): Promise<{ raw: Uint8Array; seed: number }> {
+async function readInode(
+	volume: ByteSource,
+	geometry: Geometry,
+	number: number,
+): Promise<{ raw: Uint8Array; seed: number }> {
 	if (number < 1 || number > geometry.inodeCount) throw damaged(`its number is ${number}`);
 	const group = Math.floor((number - 1) / geometry.inodesPerGroup);
 	const descriptor = await readBytes(
@@ -183,7 +194,7 @@ async function readInode(volume: ByteSource, geometry: Geometry, number: number)
 		stored += viewOf(raw).getUint16(INODE_CHECKSUM_HIGH_AT, true) * 0x1_0000;
 		mask = 0xffffffff;
 	}
-	if (((crc32c(seed, zeroed) & mask) >>> 0) !== stored) throw damaged("its checksum is wrong");
+	if ((crc32c(seed, zeroed) & mask) >>> 0 !== stored) throw damaged("its checksum is wrong");
 	return { raw, seed };
 }
 

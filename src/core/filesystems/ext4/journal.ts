@@ -67,7 +67,11 @@ export async function readJournalInfo(volume: ByteSource, geometry: Geometry, fi
 }
 
 /** Reads journal blocks in order, a stretch at a time. */
-function sequentialReader(volume: ByteSource, file: JournalFile, blockSize: number): (logical: number) => Promise<Uint8Array> {
+function sequentialReader(
+	volume: ByteSource,
+	file: JournalFile,
+	blockSize: number,
+): (logical: number) => Promise<Uint8Array> {
 	const stretch = Math.max(1, Math.floor((256 << 10) / blockSize));
 	let first = 0;
 	let held: Uint8Array = new Uint8Array(0);
@@ -82,7 +86,12 @@ function sequentialReader(volume: ByteSource, file: JournalFile, blockSize: numb
 }
 
 /** Scans the journal from its oldest transaction and collects what recovery would write. */
-export async function replay(volume: ByteSource, geometry: Geometry, file: JournalFile, info: JournalInfo): Promise<Replay> {
+export async function replay(
+	volume: ByteSource,
+	geometry: Geometry,
+	file: JournalFile,
+	info: JournalInfo,
+): Promise<Replay> {
 	const blockAt = sequentialReader(volume, file, geometry.blockSize);
 	const blocks = new Map<number, LoggedBlock>();
 	const revoked = new Map<number, number>();
@@ -97,7 +106,8 @@ export async function replay(volume: ByteSource, geometry: Geometry, file: Journ
 		if (transaction === null) break;
 		steps += transaction.length;
 		for (const { tag, logical } of transaction.logged) {
-			if (tag.block >= geometry.blocksCount) throw damaged(`a transaction holds block ${tag.block}, outside the file system`);
+			if (tag.block >= geometry.blocksCount)
+				throw damaged(`a transaction holds block ${tag.block}, outside the file system`);
 			const { physical } = file.locate(logical);
 			blocks.set(tag.block, { logical, physical, sequence: next.sequence, escaped: tag.escaped });
 		}
@@ -114,7 +124,8 @@ export async function replay(volume: ByteSource, geometry: Geometry, file: Journ
 	if (info.has.fastCommit && info.fastCommitStart < info.blockCount)
 		// Kernels write the first fast-commit block at the area's start or, counting from its end, one behind it.
 		for (const logical of [info.fastCommitStart, info.fastCommitStart + 1])
-			if (logical < info.blockCount && startsFastCommit(await blockAt(logical), next.sequence)) fastCommitPending = true;
+			if (logical < info.blockCount && startsFastCommit(await blockAt(logical), next.sequence))
+				fastCommitPending = true;
 	return { blocks, transactions, next, fastCommitPending };
 }
 
@@ -155,7 +166,8 @@ async function scanTransaction(
 					if (mustRead) {
 						const content = await blockAt(logical);
 						if (info.has.transactionChecksum) transactionChecksum = crc32be(transactionChecksum, content);
-						if (!isTagChecksumRight(content, tag, at.sequence, info)) wrong ??= `its block ${logical} has a wrong checksum`;
+						if (!isTagChecksumRight(content, tag, at.sequence, info))
+							wrong ??= `its block ${logical} has a wrong checksum`;
 					}
 					logged.push({ tag, logical });
 				}
@@ -183,11 +195,17 @@ async function scanTransaction(
 /** Version 1: the commit block holds a CRC-32 of all descriptors and logged blocks, or zeros where none was made. */
 function isTransactionChecksumRight(commit: Uint8Array, sum: number): boolean {
 	const { checksumType, checksumSize, checksum } = CommitBlock.at(viewOf(commit));
-	return checksumType === 1 && checksumSize === 4 ? checksum === sum : checksumType === 0 && checksumSize === 0 && checksum === 0;
+	return checksumType === 1 && checksumSize === 4
+		? checksum === sum
+		: checksumType === 0 && checksumSize === 0 && checksum === 0;
 }
 
 /** The volume as recovery would leave it: reads of logged blocks come from the journal. */
-export function overlaid(volume: ByteSource, blockSize: number, blocks: ReadonlyMap<number, Pick<LoggedBlock, "physical" | "escaped">>): ByteSource {
+export function overlaid(
+	volume: ByteSource,
+	blockSize: number,
+	blocks: ReadonlyMap<number, Pick<LoggedBlock, "physical" | "escaped">>,
+): ByteSource {
 	if (blocks.size === 0) return volume;
 	return {
 		size: volume.size,

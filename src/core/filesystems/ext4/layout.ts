@@ -1,7 +1,7 @@
 // Records of ext2, ext3 and ext4 (Linux's Documentation/filesystems/ext4, little-endian) and of their journal, jbd2
 // (big-endian). Offsets are written as that document writes them; only fields that are used here are named.
 
-import { bytes, struct, u16be, u16le, u32be, u32le, u8 } from "../../../foundations/struct.ts";
+import { bytes, struct, u8, u16be, u16le, u32be, u32le } from "../../../foundations/struct.ts";
 
 /** Where the superblock lies in the volume, whatever the block size. */
 export const SUPERBLOCK_AT = 1024;

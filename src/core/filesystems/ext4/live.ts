@@ -14,8 +14,8 @@
 // Blocks that are free but not settled yet become settled by later commits without any metadata changing, so the
 // caller tries them again itself; `changed` lists only what was read again.
 
-import { assert, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
 import { crc32c } from "../../../foundations/crc.ts";
+import { assert, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
@@ -23,7 +23,7 @@ import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
 import type { LiveState, LiveVolume, MetadataWrite, WatchRange } from "../live.ts";
-import { findSignatures, signatureRanges } from "../signatures.ts";
+import { findSignatures, signatureRanges, signatureWatcher } from "../signatures.ts";
 import { CommitChain } from "./commit-chain.ts";
 import { Compat, Incompat, RoCompat } from "./features.ts";
 import type { Allocation } from "./free-space.ts";
@@ -46,6 +46,9 @@ export interface Ext4LiveOptions {
 	readonly readBudget?: ByteCount;
 }
 
+/** The largest write that NBD clients send; only trims and write-zeroes are larger. */
+const MAX_WRITE_BYTES = 32 << 20;
+
 /** Feature bits that the kernel itself changes while it goes on writing the same file system. */
 const KERNEL_COMPAT = ~Compat.fastCommit;
 const KERNEL_INCOMPAT = ~Incompat.recover;
@@ -67,7 +70,7 @@ export class Ext4LiveVolume implements LiveVolume {
 	readonly #countBy: "records" | "tid";
 	readonly #budget: ByteCount;
 	readonly #size: ByteCount;
-	readonly #signatureRanges: readonly ByteRange[];
+	readonly #mayBringSignature: (at: number, bytes: Uint8Array) => boolean;
 	#identity: ReturnType<typeof identify> | null = null;
 	#structure: Structure | null = null;
 	#chain: CommitChain | null = null;
@@ -90,7 +93,7 @@ export class Ext4LiveVolume implements LiveVolume {
 
 	private constructor(size: ByteCount, options: Ext4LiveOptions) {
 		this.#size = size;
-		this.#signatureRanges = signatureRanges(size);
+		this.#mayBringSignature = signatureWatcher(size);
 		this.#required = options.commitsRequired ?? 2;
 		this.#countBy = options.countBy ?? "records";
 		this.#budget = options.readBudget ?? byteCount(Math.ceil(size / 1024) + 3 * 2 ** 30);
@@ -102,7 +105,8 @@ export class Ext4LiveVolume implements LiveVolume {
 	 */
 	static async open(view: ByteSource, options: Ext4LiveOptions = {}): Promise<Ext4LiveVolume> {
 		const volume = new Ext4LiveVolume(view.size, options);
-		if ((await readSuperblock(view)) === null) throw new VmsweepError("VOLUME_UNSUPPORTED", "the volume has no ext2, ext3 or ext4 superblock");
+		if ((await readSuperblock(view)) === null)
+			throw new VmsweepError("VOLUME_UNSUPPORTED", "the volume has no ext2, ext3 or ext4 superblock");
 		const source = metered(view, volume.#budget);
 		const recovered = await volume.#readLayout(source);
 		// Take up a journal that is in use: the guest may have been running for long.
@@ -138,7 +142,10 @@ export class Ext4LiveVolume implements LiveVolume {
 		for (const write of writes) {
 			assert(this.#observed === null || write.end >= this.#observed, "metadata writes arrive out of order");
 			this.#observed = write.end;
-			if (this.#touchesWatched(write)) this.#feed(write, await write.read());
+			if (!this.#touchesWatched(write)) continue;
+			// No kernel writes metadata in such a piece; it is a trim or write-zeroes over half the volume.
+			if (write.length > MAX_WRITE_BYTES) this.#newLayout("a large part of it was overwritten at once");
+			else this.#feed(write, await write.read());
 		}
 	}
 
@@ -150,7 +157,7 @@ export class Ext4LiveVolume implements LiveVolume {
 		assert(bytes.length === write.length, "a metadata write has other bytes than it said");
 		const end = write.at + write.length;
 		if (write.at < SUPERBLOCK_AT + SuperBlock.size && end > SUPERBLOCK_AT) this.#feedSuperblock(write, bytes);
-		if (this.#signatureRanges.some(({ start, length }) => start < end && write.at < start + length)) this.#mustCheckSignatures = true;
+		if (this.#mayBringSignature(write.at, bytes)) this.#mustCheckSignatures = true;
 		const structure = this.#structure;
 		if (structure === null) return;
 		const { blockSize } = structure.geometry;
@@ -161,10 +168,12 @@ export class Ext4LiveVolume implements LiveVolume {
 			const logical = structure.journal?.logicalAt(block) ?? -1;
 			if (logical >= 0) {
 				// A superblock of the journal that is written alone comes as its first 1024 bytes.
-				const isWhole = part.length === blockSize || (logical === 0 && write.at + from === block * blockSize && part.length >= 1024);
+				const isWhole =
+					part.length === blockSize || (logical === 0 && write.at + from === block * blockSize && part.length >= 1024);
 				if (isWhole) this.#chain?.feed(logical, part, write);
 				else this.#chain?.feedPart(logical);
-			} else if (structure.descriptorBlocks.has(block) || structure.bitmaps.has(block)) this.#feedHome(block, part, blockSize);
+			} else if (structure.descriptorBlocks.has(block) || structure.bitmaps.has(block))
+				this.#feedHome(block, part, blockSize);
 		}
 	}
 
@@ -182,17 +191,24 @@ export class Ext4LiveVolume implements LiveVolume {
 	#feedSuperblock(write: MetadataWrite, bytes: Uint8Array): void {
 		this.#cleanMark = null;
 		const from = SUPERBLOCK_AT - write.at;
-		if (from < 0 || from + SuperBlock.size > bytes.length) return this.#newLayout("a part of the superblock was overwritten");
+		if (from < 0 || from + SuperBlock.size > bytes.length) {
+			this.#newLayout("a part of the superblock was overwritten");
+			return;
+		}
 		const raw = bytes.subarray(from, from + SuperBlock.size);
 		let next: Geometry;
 		try {
 			next = parseSuperblock(raw, this.#size);
 		} catch (error) {
 			if (!isVmsweepError(error)) throw error;
-			return this.#newLayout(error.message);
+			this.#newLayout(error.message);
+			return;
 		}
 		const before = this.#structure?.geometry;
-		if (before === undefined || !isSameVolume(before, next)) return this.#newLayout("the superblock describes another file system, or another layout");
+		if (before === undefined || !isSameVolume(before, next)) {
+			this.#newLayout("the superblock describes another file system, or another layout");
+			return;
+		}
 		this.#identity = identify(raw);
 		if (next.valid && !next.error && !next.has.recover) this.#cleanMark = write.end;
 		if (next.error) this.#newLayout("the guest has recorded errors in it; run e2fsck in the guest");
@@ -221,17 +237,21 @@ export class Ext4LiveVolume implements LiveVolume {
 		const chain = this.#chain;
 		if (structure === null || chain === null || structure.journal === null)
 			return keep("it has no journal; its free space is known only while it is cleanly unmounted", false);
-		if (chain.info.has.asyncCommit) return keep("it is mounted with journal_async_commit, whose commits prove nothing by their order", false);
-		if (chain.info.errorNumber !== 0) return keep("its journal was aborted after an error; run e2fsck in the guest", false);
+		if (chain.info.has.asyncCommit)
+			return keep("it is mounted with journal_async_commit, whose commits prove nothing by their order", false);
+		if (chain.info.errorNumber !== 0)
+			return keep("its journal was aborted after an error; run e2fsck in the guest", false);
 		if (chain.lastCandidate?.end !== at) return keep("the view does not end at a commit", true);
 		if (chain.head !== null && chain.commits.at(-1)?.end !== at) return keep("the view does not end at a commit", true);
 
 		if (this.#mustCheckSignatures) await this.#checkSignatures(view);
-		const isNew = this.#mustReload || chain.head === null || this.#allocation === null || this.#judged !== this.incarnation;
+		const isNew =
+			this.#mustReload || chain.head === null || this.#allocation === null || this.#judged !== this.incarnation;
 		const read = isNew ? await this.#reload(view, at) : await this.#refresh(view);
 		if (typeof read === "string") return keep(read, true);
 		const settled = this.#settled();
-		if (settled === null) return keep(`${chain.commits.length} of ${this.#required} commits seen since: ${chain.brokenBecause}`, true);
+		if (settled === null)
+			return keep(`${chain.commits.length} of ${this.#required} commits seen since: ${chain.brokenBecause}`, true);
 		return this.#ready(view, at, settled, read);
 	}
 
@@ -253,7 +273,13 @@ export class Ext4LiveVolume implements LiveVolume {
 		if (journal === null || journal.replay === null || chain === null) return "its journal is empty";
 		const last = journal.replay.transactions.at(-1);
 		const candidate = chain.lastCandidate;
-		if (last === undefined || candidate === null || candidate.end !== at || last.commit !== candidate.at || last.sequence !== candidate.sequence) {
+		if (
+			last === undefined ||
+			candidate === null ||
+			candidate.end !== at ||
+			last.commit !== candidate.at ||
+			last.sequence !== candidate.sequence
+		) {
 			chain.break("the newest commit is not the end of the journal");
 			return "the newest commit is not the end of the journal";
 		}
@@ -339,24 +365,38 @@ export class Ext4LiveVolume implements LiveVolume {
 			this.#mustReload = true;
 			await this.#checkSignatures(source);
 			const recovered = await this.#recoverAgain(source);
-			if (recovered.state !== "clean") return this.#keep(source, at, "it is mounted, or was not unmounted cleanly", true);
+			if (recovered.state !== "clean")
+				return this.#keep(source, at, "it is mounted, or was not unmounted cleanly", true);
 			this.#allocation = await readAllocation(recovered);
 			return this.#ready(source, at, logPosition(Number.POSITIVE_INFINITY), allGroups(recovered.geometry));
 		});
 	}
 
 	/** Turns what the volume's bytes lead to into a reason to keep it; errors of the disk itself pass. */
-	async #guarded(view: { readonly bytesRead: number }, at: LogPosition, judge: () => Promise<LiveState>): Promise<LiveState> {
+	async #guarded(
+		view: { readonly bytesRead: number },
+		at: LogPosition,
+		judge: () => Promise<LiveState>,
+	): Promise<LiveState> {
 		try {
 			return await judge();
 		} catch (error) {
-			if (!isVmsweepError(error) || (error.kind !== "corrupt" && error.kind !== "unsupported" && error.code !== "OUT_OF_RANGE")) throw error;
+			if (
+				!isVmsweepError(error) ||
+				(error.kind !== "corrupt" && error.kind !== "unsupported" && error.code !== "OUT_OF_RANGE")
+			)
+				throw error;
 			this.#newLayout(error.message);
 			return this.#keep(view, at, error.message, false);
 		}
 	}
 
-	#ready(view: { readonly bytesRead: number }, position: LogPosition, settled: LogPosition, groups: readonly number[]): LiveState {
+	#ready(
+		view: { readonly bytesRead: number },
+		position: LogPosition,
+		settled: LogPosition,
+		groups: readonly number[],
+	): LiveState {
 		const { geometry, warnings } = this.#allocation!;
 		this.#isReady = true;
 		return {
@@ -373,7 +413,14 @@ export class Ext4LiveVolume implements LiveVolume {
 
 	#keep(view: { readonly bytesRead: number }, position: LogPosition, reason: string, pending: boolean): LiveState {
 		this.#isReady = false;
-		return { kind: "keep", position, reason, pending, metadataBytesRead: view.bytesRead, watchChanged: this.#watchChanged };
+		return {
+			kind: "keep",
+			position,
+			reason,
+			pending,
+			metadataBytesRead: view.bytesRead,
+			watchChanged: this.#watchChanged,
+		};
 	}
 
 	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange> {
@@ -382,7 +429,7 @@ export class Ext4LiveVolume implements LiveVolume {
 	}
 
 	isFree(at: ByteOffset, length: ByteCount): boolean {
-		return this.#isReady && this.#allocation !== null && this.#allocation.isFree(at, length);
+		return this.#isReady && (this.#allocation?.isFree(at, length) ?? false);
 	}
 
 	// ── layout ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -390,7 +437,10 @@ export class Ext4LiveVolume implements LiveVolume {
 	async #checkSignatures(view: ByteSource): Promise<void> {
 		const found = await findSignatures(view);
 		if (found.length !== 1 || found[0] !== "ext")
-			throw new VmsweepError("VOLUME_DAMAGED", `it has the marks of ${found.length === 0 ? "nothing" : found.join(" and ")}; wipe the stale one with wipefs`);
+			throw new VmsweepError(
+				"VOLUME_DAMAGED",
+				`it has the marks of ${found.length === 0 ? "nothing" : found.join(" and ")}; wipe the stale one with wipefs`,
+			);
 		this.#mustCheckSignatures = false;
 	}
 
@@ -417,9 +467,16 @@ export class Ext4LiveVolume implements LiveVolume {
 			if (wrong === null) bitmaps.set(blockBitmap, group);
 		}
 		const descriptorBlocks = new Map<number, number>();
-		for (let index = 0; index < geometry.descriptorBlocks; index++) descriptorBlocks.set(descriptorBlockAt(geometry, index), index);
+		for (let index = 0; index < geometry.descriptorBlocks; index++)
+			descriptorBlocks.set(descriptorBlockAt(geometry, index), index);
 		const file = journal?.file ?? null;
-		this.#structure = { geometry, superblockBlock: geometry.blockSize === 1024 ? 1 : 0, descriptorBlocks, bitmaps, journal: file };
+		this.#structure = {
+			geometry,
+			superblockBlock: geometry.blockSize === 1024 ? 1 : 0,
+			descriptorBlocks,
+			bitmaps,
+			journal: file,
+		};
 		this.#problem = null;
 		const isSame =
 			before !== null &&
@@ -429,21 +486,32 @@ export class Ext4LiveVolume implements LiveVolume {
 			[...bitmaps].every(([block, group]) => before.bitmaps.get(block) === group);
 		if (isSame) return;
 		this.#earlierIncarnations += this.#chain?.incarnation ?? 0;
-		this.#chain = journal === null ? null : new CommitChain(journal.info, journal.file, (block) => this.#isStructure(block));
+		this.#chain =
+			journal === null ? null : new CommitChain(journal.info, journal.file, (block) => this.#isStructure(block));
 		this.#setWatch(this.#structure);
 	}
 
 	#isStructure(block: number): boolean {
 		const structure = this.#structure;
-		return structure !== null && (block === structure.superblockBlock || structure.descriptorBlocks.has(block) || structure.bitmaps.has(block));
+		return (
+			structure !== null &&
+			(block === structure.superblockBlock || structure.descriptorBlocks.has(block) || structure.bitmaps.has(block))
+		);
 	}
 
 	#setWatch(structure: Structure | null): void {
-		const places = [{ start: 0, length: SUPERBLOCK_AT + SuperBlock.size } as { start: number; length: number }, ...this.#signatureRanges];
+		const places = [
+			{ start: 0, length: SUPERBLOCK_AT + SuperBlock.size } as { start: number; length: number },
+			...signatureRanges(this.#size),
+		];
 		const journal: WatchRange[] = [];
 		if (structure !== null) {
 			const { blockSize } = structure.geometry;
-			for (const block of [structure.superblockBlock, ...structure.descriptorBlocks.keys(), ...structure.bitmaps.keys()])
+			for (const block of [
+				structure.superblockBlock,
+				...structure.descriptorBlocks.keys(),
+				...structure.bitmaps.keys(),
+			])
 				places.push({ start: block * blockSize, length: blockSize });
 			const pattern = new Uint8Array(8);
 			viewOf(pattern).setUint32(0, JBD2_MAGIC);
@@ -463,7 +531,11 @@ export class Ext4LiveVolume implements LiveVolume {
 			else merged.push({ start, end: start + length });
 		}
 		this.#watch = [
-			...merged.map(({ start, end }) => ({ start: byteOffset(start), length: byteCount(end - start), kind: "structure" as const })),
+			...merged.map(({ start, end }) => ({
+				start: byteOffset(start),
+				length: byteCount(end - start),
+				kind: "structure" as const,
+			})),
 			...journal,
 		];
 		this.#watchChanged = true;
@@ -515,7 +587,12 @@ const sameRuns = (a: JournalFile | null, b: JournalFile | null): boolean =>
 		a.runs.every((run, i) => run.physical === b.runs[i]!.physical && run.count === b.runs[i]!.count));
 
 /** The descriptor of `group` out of a descriptor block whose first one is `first`'s. */
-function parseDescriptorAt(block: Uint8Array, geometry: Geometry, group: number, first: number): ReturnType<typeof parseDescriptor> {
+function parseDescriptorAt(
+	block: Uint8Array,
+	geometry: Geometry,
+	group: number,
+	first: number,
+): ReturnType<typeof parseDescriptor> {
 	return parseDescriptor(block, geometry, group, (group - first) * geometry.descriptorSize);
 }
 

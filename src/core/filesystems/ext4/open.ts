@@ -96,13 +96,17 @@ export function identify(raw: Uint8Array): Identity {
 	const record = SuperBlock.at(viewOf(raw));
 	const hasJournal = (record.featureCompat & Compat.hasJournal) !== 0;
 	// As blkid does: what ext3 (ext2) could not have mounted makes it ext4; the journal tells ext3 from ext2.
-	const beyondExt3 = (record.featureIncompat & ~(0x2 | 0x4 | 0x10)) !== 0 || (record.featureRoCompat & ~(0x1 | 0x2 | 0x4)) !== 0;
+	const beyondExt3 =
+		(record.featureIncompat & ~(0x2 | 0x4 | 0x10)) !== 0 || (record.featureRoCompat & ~(0x1 | 0x2 | 0x4)) !== 0;
 	return {
 		type: beyondExt3 ? "ext4" : hasJournal ? "ext3" : "ext2",
 		uuid: uuidText(record.uuid),
 		label: cString(record.label),
 		blockSize: byteCount(record.logBlockSize <= 6 ? 1024 << record.logBlockSize : 0),
-		clean: (record.state & STATE_VALID) !== 0 && (record.state & STATE_ERROR) === 0 && (record.featureIncompat & Incompat.recover) === 0,
+		clean:
+			(record.state & STATE_VALID) !== 0 &&
+			(record.state & STATE_ERROR) === 0 &&
+			(record.featureIncompat & Incompat.recover) === 0,
 	};
 }
 
@@ -152,10 +156,12 @@ export function parseSuperblock(raw: Uint8Array, volumeSize: ByteCount): Geometr
 		throw damaged(`it has ${blocksPerGroup} blocks in ${clustersPerGroup} clusters per group`);
 	const groupCount = Math.ceil((blocksCount - firstDataBlock) / blocksPerGroup);
 	const clusterCount = Math.ceil((blocksCount - firstDataBlock) / clusterRatio);
-	if (clusterCount > MAX_CLUSTERS) throw unsupported(`it has ${clusterCount} allocation units; at most ${MAX_CLUSTERS} are supported`);
+	if (clusterCount > MAX_CLUSTERS)
+		throw unsupported(`it has ${clusterCount} allocation units; at most ${MAX_CLUSTERS} are supported`);
 
 	const inodeSize = record.revision === 0 ? 128 : record.inodeSize;
-	if (!isPowerOfTwo(inodeSize) || inodeSize < 128 || inodeSize > blockSize) throw damaged(`its inodes have ${inodeSize} bytes`);
+	if (!isPowerOfTwo(inodeSize) || inodeSize < 128 || inodeSize > blockSize)
+		throw damaged(`its inodes have ${inodeSize} bytes`);
 	if (inodesPerGroup === 0 || inodesPerGroup > blockSize * 8 || record.inodesCount !== inodesPerGroup * groupCount)
 		throw damaged(`it has ${record.inodesCount} inodes, ${inodesPerGroup} per group`);
 	const descriptorSize = is64Bit ? record.descriptorSize : 32;
@@ -163,12 +169,15 @@ export function parseSuperblock(raw: Uint8Array, volumeSize: ByteCount): Geometr
 		throw damaged(`its group descriptors have ${descriptorSize} bytes`);
 	const descriptorsPerBlock = blockSize / descriptorSize;
 	const descriptorBlocks = Math.ceil(groupCount / descriptorsPerBlock);
-	if (groupCount * descriptorSize > MAX_DESCRIPTOR_BYTES) throw unsupported(`it has ${groupCount} groups of only ${blocksPerGroup} blocks`);
+	if (groupCount * descriptorSize > MAX_DESCRIPTOR_BYTES)
+		throw unsupported(`it has ${groupCount} groups of only ${blocksPerGroup} blocks`);
 	const metaBg = incompat(Incompat.metaBg);
 	const resizeInode = compat(Compat.resizeInode);
 	if (metaBg && resizeInode) throw damaged("it has both meta_bg and resize_inode");
-	if (metaBg && record.firstMetaGroup > descriptorBlocks) throw damaged(`its first meta group is ${record.firstMetaGroup}`);
-	if (record.reservedDescriptorBlocks > blockSize / 4) throw damaged(`it reserves ${record.reservedDescriptorBlocks} descriptor blocks`);
+	if (metaBg && record.firstMetaGroup > descriptorBlocks)
+		throw damaged(`its first meta group is ${record.firstMetaGroup}`);
+	if (record.reservedDescriptorBlocks > blockSize / 4)
+		throw damaged(`it reserves ${record.reservedDescriptorBlocks} descriptor blocks`);
 
 	const mmpBlock = incompat(Incompat.mmp) ? record.mmpBlockLow + (is64Bit ? record.mmpBlockHigh * 2 ** 32 : 0) : 0;
 	const identity = identify(raw);
@@ -223,7 +232,8 @@ export function parseSuperblock(raw: Uint8Array, volumeSize: ByteCount): Geometr
 }
 
 /** First block of a group. */
-export const groupStart = (geometry: Geometry, group: number): number => geometry.firstDataBlock + group * geometry.blocksPerGroup;
+export const groupStart = (geometry: Geometry, group: number): number =>
+	geometry.firstDataBlock + group * geometry.blocksPerGroup;
 
 /** First block behind a group; the last group may be short. */
 export const groupEnd = (geometry: Geometry, group: number): number =>

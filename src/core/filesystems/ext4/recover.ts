@@ -40,12 +40,18 @@ export interface Journal {
 
 /** Checks that the superblock allows its volume to be believed at all; throws VOLUME_UNSUPPORTED or VOLUME_DAMAGED. */
 export function checkBelievable(geometry: Geometry): void {
-	if (geometry.error) throw new VmsweepError("VOLUME_DAMAGED", "the guest has recorded errors in it; run e2fsck in the guest");
+	if (geometry.error)
+		throw new VmsweepError("VOLUME_DAMAGED", "the guest has recorded errors in it; run e2fsck in the guest");
 	if (geometry.journalIsExternal) throw refuse("its journal is on another device, which is not supported");
 	if (!geometry.valid)
 		throw geometry.has.journal
-			? new VmsweepError("VOLUME_DAMAGED", "it was not unmounted cleanly before its journal was added; run e2fsck in the guest")
-			: refuse("it is mounted, or was not unmounted cleanly, and has no journal to tell its true state; unmount it in the guest");
+			? new VmsweepError(
+					"VOLUME_DAMAGED",
+					"it was not unmounted cleanly before its journal was added; run e2fsck in the guest",
+				)
+			: refuse(
+					"it is mounted, or was not unmounted cleanly, and has no journal to tell its true state; unmount it in the guest",
+				);
 }
 
 /** Applies the journal in memory. Throws VOLUME_UNSUPPORTED or VOLUME_DAMAGED where the volume must be kept whole. */
@@ -58,18 +64,27 @@ export async function recover(volume: ByteSource, raw: Uint8Array): Promise<Reco
 	}
 	const file = await findJournal(volume, home);
 	const info = await readJournalInfo(volume, home, file);
-	if (info.errorNumber !== 0) throw new VmsweepError("VOLUME_DAMAGED", "its journal was aborted after an error; run e2fsck in the guest");
+	if (info.errorNumber !== 0)
+		throw new VmsweepError("VOLUME_DAMAGED", "its journal was aborted after an error; run e2fsck in the guest");
 	if (!home.has.recover) {
 		if (info.start !== 0)
-			throw new VmsweepError("VOLUME_DAMAGED", "its journal holds transactions, but its superblock says that none are needed; run e2fsck in the guest");
+			throw new VmsweepError(
+				"VOLUME_DAMAGED",
+				"its journal holds transactions, but its superblock says that none are needed; run e2fsck in the guest",
+			);
 		return { geometry: home, view: volume, journal: { file, info, replay: null }, state: "clean" };
 	}
 	const outcome = await replay(volume, home, file, info);
-	if (outcome.fastCommitPending) throw refuse("fast commits wait in its journal; mount it in the guest, then try again");
+	if (outcome.fastCommitPending)
+		throw refuse("fast commits wait in its journal; mount it in the guest, then try again");
 	const view = overlaid(volume, home.blockSize, outcome.blocks);
 	const geometry = parseSuperblock(await readBytes(view, byteOffset(SUPERBLOCK_AT), SuperBlock.size), volume.size);
 	checkBelievable(geometry);
-	if (geometry.identity.uuid !== home.identity.uuid || geometry.blockSize !== home.blockSize || geometry.journalInode !== home.journalInode)
+	if (
+		geometry.identity.uuid !== home.identity.uuid ||
+		geometry.blockSize !== home.blockSize ||
+		geometry.journalInode !== home.journalInode
+	)
 		throw new VmsweepError("VOLUME_DAMAGED", "its journal belongs to another file system; run e2fsck in the guest");
 	return { geometry, view, journal: { file, info, replay: outcome }, state: "dirty" };
 }
@@ -77,7 +92,10 @@ export async function recover(volume: ByteSource, raw: Uint8Array): Promise<Reco
 /** Reads all groups of a recovered volume and cross-checks the totals. */
 export async function readAllocation({ geometry, view, journal, state }: Recovered): Promise<Allocation> {
 	const allocation = new Allocation(geometry, await readDescriptors(view, geometry), journal?.file.runs ?? []);
-	await allocation.readGroups(view, Array.from({ length: geometry.groupCount }, (_, group) => group));
+	await allocation.readGroups(
+		view,
+		Array.from({ length: geometry.groupCount }, (_, group) => group),
+	);
 	const total = allocation.groups.reduce((sum, group) => sum + group.freeClusters, 0);
 	if (state === "clean" && allocation.badGroupCount === 0 && total !== geometry.freeClusters)
 		throw new VmsweepError(

@@ -1,0 +1,70 @@
+// vmsweep as users run it: `create`, `serve`, `status`, for tests that need the whole product.
+
+import { statSync } from "node:fs";
+import { join } from "node:path";
+import type { DiskStatus } from "../../src/services/served-disk.ts";
+import { type Finished, type Running, runOk, start, vmsweep } from "./processes.ts";
+import { waitUntil } from "./waiting.ts";
+
+/** `vmsweep create`: a new disk of a size such as "2G", or around an existing image. */
+export async function createDisk(disk: string, from: { readonly size: string } | { readonly second: string }): Promise<void> {
+	await runOk(vmsweep, ["create", disk, ...("size" in from ? ["--size", from.size] : ["--second", from.second])]);
+}
+
+/** A running `vmsweep serve`. */
+export class SweepServer implements AsyncDisposable {
+	readonly disk: string;
+	readonly uri: string;
+	readonly process: Running;
+
+	private constructor(disk: string, uri: string, process: Running) {
+		this.disk = disk;
+		this.uri = uri;
+		this.process = process;
+	}
+
+	static async serve(disk: string, ...options: readonly string[]): Promise<SweepServer> {
+		const server = start(vmsweep, ["serve", disk, "--json", ...options]);
+		try {
+			const ready = await server.line(/^\{.*"uri":"([^"]+)"/, 60);
+			return new SweepServer(disk, ready[1]!, server);
+		} catch (error) {
+			await server[Symbol.asyncDispose]();
+			throw error;
+		}
+	}
+
+	async status(): Promise<DiskStatus> {
+		return JSON.parse(await runOk(vmsweep, ["status", this.disk, "--json"])) as DiskStatus;
+	}
+
+	/** Asks for the status until `condition` holds. */
+	async reaches(condition: (status: DiskStatus) => boolean, what: string, timeoutSeconds = 60): Promise<DiskStatus> {
+		let last: DiskStatus | undefined;
+		const ask = async (): Promise<DiskStatus | false> => {
+			last = await this.status();
+			return condition(last) && last;
+		};
+		return waitUntil(ask, () => `${what}; last status: ${JSON.stringify(last)}`, { timeoutSeconds, everyMs: 500 });
+	}
+
+	/** SIGTERM: everything is finished and closed. */
+	async stop(): Promise<Finished> {
+		return this.process.end();
+	}
+
+	/** A crash. */
+	async kill(): Promise<Finished> {
+		return this.process.kill();
+	}
+
+	/** Host bytes of both images. */
+	hostBytes(): { readonly first: number; readonly second: number } {
+		const bytes = (file: string): number => statSync(join(this.disk, file)).blocks * 512;
+		return { first: bytes("first.log"), second: bytes("second.raw") };
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await this.process[Symbol.asyncDispose]();
+	}
+}

@@ -1,0 +1,88 @@
+// A served disk on the host's own kernel: native speed, no guest.
+//
+//   kernel's file system ── loop device ── nbdfuse ── NBD ── vmsweep
+//
+// FUSE writes through, so writes reach the server in the kernel's order; fsync becomes a flush; trim does not pass.
+
+import { access, mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { type Running, run, runOk, start } from "./processes.ts";
+import { waitUntil } from "./waiting.ts";
+
+/** What these devices need; for `requireTool`. */
+export const LOOP_TOOLS = ["root", "loop devices", "fuse", "nbdfuse", "losetup", "mke2fs", "e2fsck", "python3"] as const;
+
+/** A served export, as a loop device. */
+export class LoopDevice implements AsyncDisposable {
+	readonly path: string;
+	readonly #fuse: Running;
+	readonly #folder: string;
+
+	private constructor(path: string, fuse: Running, folder: string) {
+		this.path = path;
+		this.#fuse = fuse;
+		this.#folder = folder;
+	}
+
+	/** `folder` is made; `uri` is an NBD URI. */
+	static async attach(uri: string, folder: string, { partitions = false } = {}): Promise<LoopDevice> {
+		await mkdir(folder, { recursive: true });
+		const fuse = start("nbdfuse", [folder, uri]);
+		try {
+			const file = join(folder, "nbd");
+			const exists = (): Promise<boolean> =>
+				access(file).then(
+					() => true,
+					() => false,
+				);
+			await fuse.until(exists, "its file");
+			const path = (await runOk("losetup", [...(partitions ? ["-P"] : []), "-f", "--show", file])).trim();
+			return new LoopDevice(path, fuse, folder);
+		} catch (error) {
+			await fuse[Symbol.asyncDispose]();
+			throw error;
+		}
+	}
+
+	/** Works whether the server still lives or not; whatever is mounted from it must be unmounted. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		await run("losetup", ["-d", this.path]);
+		await waitUntil(
+			async () => (await run("losetup", [this.path])).exitCode !== 0,
+			`loop device ${this.path} to go`,
+		);
+		await run("fusermount3", ["-u", this.#folder]);
+		await this.#fuse[Symbol.asyncDispose]();
+	}
+}
+
+/** A file system mounted for a scope. */
+export class Mounted implements AsyncDisposable {
+	readonly path: string;
+
+	private constructor(path: string) {
+		this.path = path;
+	}
+
+	static async mount(device: string, path: string, options = "defaults"): Promise<Mounted> {
+		await mkdir(path, { recursive: true });
+		await runOk("mount", ["-o", options, device, path]);
+		return new Mounted(path);
+	}
+
+	async unmount(): Promise<void> {
+		await runOk("umount", [this.path]);
+	}
+
+	/** Unmounts where it still is mounted. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		if ((await run("mountpoint", ["-q", this.path])).exitCode === 0) await run("umount", ["-l", this.path]);
+	}
+}
+
+/** `sha256sum` lines of all files below a mounted image, sorted by path, without the `./`. */
+export async function hashesIn(folder: string): Promise<string[]> {
+	const script = 'cd "$1" && find . -type f ! -path "./lost+found/*" -printf "%P\\0" | sort -z | xargs -0 -r sha256sum';
+	const lines = await runOk("bash", ["-c", script, "hashes", folder], { timeoutSeconds: 600 });
+	return lines.split("\n").filter((line) => line !== "");
+}
