@@ -11,7 +11,7 @@
 //    server answers a second of random reads that don't count: a server runs for weeks, and its compiler, caches and
 //    connections are warm. That is the same for all peers.
 //  - vmsweep's first image and the overlay are new in each run (bench/peers.ts says why). The image is large enough
-//    that most writes of a run are the first ones to their cluster of the overlay.
+//    that most writes of a run are the first ones to their cluster of the overlay. --warm measures the other case.
 //  - Targets are judged with cleaning on. The disk holds no file system that the cleaner knows, so it drops nothing
 //    and moves all that is written, while the benchmark writes. That is its hard case; `clean off` shows the data
 //    plane alone. Only workloads that write have it: a reader gives the cleaner nothing to do.
@@ -41,6 +41,8 @@ const usage = `Usage: make bench, or: bench/run.ts [options]
   --size MIB      size of the image in MiB (default 4096)
   --rows A,B      only these workloads: ${workloads.map(({ id }) => id).join(", ")}, map
   --peers A,B     only these servers: ${peers.map(({ id }) => id).join(", ")}
+  --warm          write twice over the first 512 MiB before each run and stay there: recycled segments, no new ones;
+                  the overlay is not new then, so its targets don't apply
   --quick         one round of one second each on 256 MiB: does it run at all
   --json FILE     all measurements and results too, as JSON
   --folder PATH   where the images go (default: /var/tmp)
@@ -50,6 +52,8 @@ const MIB = 1 << 20;
 /** Random reads that don't count, before each run. */
 const WARM_UP = { pattern: "randread", blockBytes: 4096, depth: 32 } as const;
 const WARM_UP_SECONDS = 1;
+/** With --warm: the second pass supersedes what the first one wrote, which frees segments to be written again. */
+const WARM_PASSES = 2;
 
 interface Settings {
 	readonly rounds: number;
@@ -57,6 +61,8 @@ interface Settings {
 	readonly sizeBytes: number;
 	readonly workloads: readonly Workload[];
 	readonly map: boolean;
+	/** Measure on what was written twice just before, not on new files. */
+	readonly warm: boolean;
 	readonly peers: readonly Peer[];
 	readonly json: string | undefined;
 	readonly folder: string;
@@ -84,6 +90,7 @@ function readSettings(programArguments: readonly string[]): Settings | undefined
 		sizeBytes: positive(values.size ?? (values.quick ? "256" : "4096"), "--size") * MIB,
 		workloads: workloads.filter(({ id }) => rows.includes(id)),
 		map: rows.includes("map"),
+		warm: values.warm ?? false,
 		peers: ((ids) => peers.filter(({ id }) => ids.includes(id)))(
 			chosen(
 				values.peers,
@@ -108,6 +115,7 @@ function parse(programArguments: readonly string[]) {
 		json: text,
 		folder: text,
 		vmsweep: text,
+		warm: { type: "boolean" },
 		quick: { type: "boolean" },
 		help: { type: "boolean" },
 	} as const;
@@ -142,7 +150,7 @@ async function bench(settings: Settings): Promise<void> {
 	console.log(machineLines(machine).join("\n"));
 
 	const samples = settings.workloads.length === 0 ? [] : await measureAll(settings, scratch);
-	const targets = targetsOf(settings.workloads, samples);
+	const targets = targetsOf(settings.workloads, samples).filter(({ peer }) => !settings.warm || peer !== "overlay");
 	if (samples.length > 0) {
 		const measured = { ...settings, samples };
 		const { rounds, seconds } = settings;
@@ -154,8 +162,9 @@ async function bench(settings: Settings): Promise<void> {
 	}
 	const guestMaps = settings.map ? await measureGuestMap(scratch) : [];
 	if (settings.json === undefined) return;
-	const { rounds, seconds, sizeBytes } = settings;
-	const result = { date: new Date().toISOString(), machine, rounds, seconds, sizeBytes, targets, samples, guestMaps };
+	const { rounds, seconds, sizeBytes, warm } = settings;
+	const facts = { date: new Date().toISOString(), machine, rounds, seconds, sizeBytes, warm };
+	const result = { ...facts, targets, samples, guestMaps };
 	await writeFile(settings.json, `${JSON.stringify(result, null, "\t")}\n`);
 }
 
@@ -186,12 +195,12 @@ async function measure(
 	place: Place,
 	workload: Workload,
 	round: number,
-	{ seconds, sizeBytes }: Settings,
+	{ seconds, sizeBytes, warm }: Settings,
 ): Promise<Sample> {
 	await using server = await peer.serve(place);
-	const readsWritten = workload.readsFrom === "written";
-	const range = readsWritten ? Math.min(WRITTEN_BYTES, sizeBytes) : sizeBytes;
-	if (readsWritten) await runFio(server.uri, fill, { sizeBytes: range });
+	const passes = warm ? WARM_PASSES : workload.readsFrom === "written" ? 1 : 0;
+	const range = passes > 0 ? Math.min(WRITTEN_BYTES, sizeBytes) : sizeBytes;
+	for (let pass = 0; pass < passes; pass++) await runFio(server.uri, fill, { sizeBytes: range });
 	await settle(place);
 	await runFio(server.uri, WARM_UP, { sizeBytes: range, seconds: WARM_UP_SECONDS });
 	const cpuBefore = server.cpuSeconds();

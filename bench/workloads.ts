@@ -30,7 +30,7 @@ const KIB = 1024;
 const MIB = 1024 * KIB;
 /** Requests before a flush in the workload that flushes, as the targets are stated. */
 const FLUSH_EVERY = 32;
-/** Bytes that are written before a workload that reads what was written. */
+/** Bytes that are written before a workload that reads what was written, and with --warm before each. */
 export const WRITTEN_BYTES = 512 * MIB;
 
 const LEVEL = { nbdkit: 1 } as const;

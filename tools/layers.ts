@@ -41,7 +41,7 @@ const areas: readonly Area[] = [
 	area("test/", 6, outside),
 	area("tools/", 6, outside),
 	area("bench/", 6, outside),
-	area("src/edges/cli/", 5, { packages: ["commander", "zod"] }),
+	area("src/edges/cli/", 5, { packages: ["commander", "log-update", "pino", "zod"] }),
 	area("src/services/", 4, { packages: ["zod"] }),
 	area("src/adapters/os/", 3, { packages: ["koffi"] }),
 	area("src/adapters/images/", 3, { packages: ["zod"] }),

@@ -166,8 +166,8 @@ describe("create", () => {
 		assert.deepEqual(
 			all.map(({ name, left }) => [name, left]),
 			[
-				["web01", "new"],
-				["web02", "new"],
+				["web01", "clean"],
+				["web02", "clean"],
 			],
 		);
 		assert.match(await runOk(vmsweep, ["status"], { folder: path }), /^web01 +1\.00 GiB +not served, closed cleanly/m);

@@ -168,7 +168,7 @@ export class History {
 	}
 
 	open(): void {
-		// What a killed process had written to the second image unsynced is made durable, as the product does at start.
+		// Only so that a dropped block, which may have any content, reads the same before and after the next power cut.
 		this.second.datasync();
 		this.#views = [];
 		this.log = FirstImage.open(this.first, {

@@ -19,7 +19,7 @@ function runHistory(seed: number, safeguards: Safeguards, tally: Tally): Error |
 		return undefined;
 	} catch (error) {
 		return new Error(
-			`seed ${seed}: ${error instanceof Error ? error.message : error}\n` +
+			`seed ${seed}: ${error instanceof Error ? error.message : String(error)}\n` +
 				`replay: VMSWEEP_SIM_RUNS=1 VMSWEEP_SIM_SEED=${seed} node --test test/sim/log.sim.test.ts`,
 			{ cause: error },
 		);
@@ -40,7 +40,7 @@ test(`no power cut, failing call or restart breaks the promise (${runs} historie
 
 test("small histories survive every cut with every subset of unflushed sectors", (t) => {
 	let checked = 0;
-	for (let seed = 1; seed <= 4; seed++)
+	for (let seed = 1; seed <= Math.ceil(runs / 750); seed++)
 		for (let cut = 1; ; cut++) {
 			const history = new History(seed, ALL_SAFEGUARDS, emptyTally(), 4);
 			history.world.wholeCalls = true;

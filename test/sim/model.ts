@@ -61,7 +61,7 @@ export class Model {
 
 	/** The number of events that explains the recovered disk, or why none does. */
 	explain(disk: readonly number[]): { events: number } | { problem: string } {
-		const seen = new Array<number>(this.blocks).fill(0);
+		const seen = Array.from({ length: this.blocks }, () => 0);
 		const wrong = new Set<number>();
 		for (let block = 0; block < this.blocks; block++) if (!this.#explains(block, 0, disk[block]!)) wrong.add(block);
 		let best: { events: number; wrong: number[] } | undefined;

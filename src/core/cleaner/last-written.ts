@@ -5,7 +5,7 @@
 // disk was opened counts as written at that moment, since nothing is known about it (live-safety: "unknown as now").
 
 import { BLOCK_SIZE, divCeil, divFloor } from "../../foundations/units.ts";
-import type { BlockRun } from "./plan.ts";
+import type { BlockRun } from "./runs.ts";
 
 /** 1 MiB: 8 MiB of memory for a disk of 1 TiB. */
 const REGION_BLOCKS = (1024 * 1024) / BLOCK_SIZE;

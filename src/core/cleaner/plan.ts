@@ -7,12 +7,7 @@
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import { BLOCK_SIZE, type ByteCount, type ByteOffset } from "../../foundations/units.ts";
 import type { LastWritten } from "./last-written.ts";
-
-/** A run of disk blocks. */
-export interface BlockRun {
-	readonly block: number;
-	readonly count: number;
-}
+import { appendRun, type BlockRun } from "./runs.ts";
 
 /** Where a run of a view is: in the second image, nowhere (zeros), or at consecutive log positions. */
 export interface PlacedRun extends BlockRun {
@@ -56,28 +51,6 @@ export function planDrops(placed: Iterable<PlacedRun>, settledBefore: number, la
 	return plan;
 }
 
-/** Adds a run at the end of a sorted list, joining it with its neighbour. */
-export function appendRun(runs: BlockRun[], block: number, count: number): void {
-	const last = runs.at(-1);
-	if (last !== undefined && last.block + last.count === block) runs[runs.length - 1] = { block: last.block, count: last.count + count };
-	else runs.push({ block, count });
-}
-
-/** The parts of `run` that lie in none of `holes` (sorted, without overlap). */
-export function subtract(run: BlockRun, holes: readonly BlockRun[]): BlockRun[] {
-	const left: BlockRun[] = [];
-	let at = run.block;
-	const end = run.block + run.count;
-	for (const hole of holes) {
-		if (hole.block + hole.count <= at) continue;
-		if (hole.block >= end) break;
-		if (hole.block > at) left.push({ block: at, count: hole.block - at });
-		at = Math.max(at, hole.block + hole.count);
-	}
-	if (at < end) left.push({ block: at, count: end - at });
-	return left;
-}
-
 /** A live run of a segment: disk blocks, the slots that hold them, and where those lie in the first image's file. */
 export interface LiveRun extends BlockRun {
 	readonly slot: number;
@@ -103,16 +76,6 @@ export function planCopies(runs: readonly LiveRun[]): Copy[] {
 		else copies.push({ from, to: to as ByteOffset, length: length as ByteCount });
 	}
 	return copies;
-}
-
-/** Runs as the data plane takes them: [block, count]…. */
-export const packRuns = (runs: readonly BlockRun[]): Float64Array => Float64Array.from(runs.flatMap(({ block, count }) => [block, count]));
-
-/** [block, count]… as runs. */
-export function unpackRuns(packed: Float64Array): BlockRun[] {
-	const runs: BlockRun[] = [];
-	for (let i = 0; i < packed.length; i += 2) runs.push({ block: packed[i]!, count: packed[i + 1]! });
-	return runs;
 }
 
 /** [block, count, slot, file offset]… as runs. */

@@ -42,7 +42,7 @@ function describe({ path, format, map }: MappedImage): string {
 	const tables = { gpt: "GPT", mbr: "MBR", none: "no partition table" };
 	const lines = [`${path}: ${format}, ${formatBytes(map.size)}, ${tables[map.table]}`];
 	for (const warning of map.warnings) lines.push(`  warning: ${warning}`);
-	const columns = Math.max(20, Math.min(process.stdout.columns ?? 80, 120) - 2);
+	const columns = Math.max(20, Math.min(process.stdout.columns || 80, 120) - 2);
 	const picture = drawPicture(map.extents, map.size, columns);
 	if (picture.length > 0) lines.push("", ...picture.map((row) => `  ${row}`), `  ${PICTURE_LEGEND}`, "");
 	const rows = [["VOLUME", "TYPE", "LABEL", "STATE", "SIZE", "USED", "FREE"], ...map.volumes.map(volumeRow)];

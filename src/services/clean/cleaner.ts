@@ -18,7 +18,8 @@ import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { DataPlane } from "../../adapters/plane/data-plane.ts";
 import type { PlaneStatus } from "../../adapters/plane/messages.ts";
 import { LastWritten } from "../../core/cleaner/last-written.ts";
-import { appendRun, type BlockRun, wholeBlocks } from "../../core/cleaner/plan.ts";
+import { wholeBlocks } from "../../core/cleaner/plan.ts";
+import { type BlockRun, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
@@ -270,16 +271,3 @@ const activityOf = ({ counters }: PlaneStatus): number => counters.reads + count
 
 const progressOf = (counters: CleanerCounters): number =>
 	counters.droppedBytes + counters.movedBytes + counters.punchedBytes;
-
-const blocksIn = (runs: readonly BlockRun[]): number => runs.reduce((blocks, { count }) => blocks + count, 0);
-
-/** Sorts runs and joins those that touch or overlap. */
-function joinRuns(runs: readonly BlockRun[]): BlockRun[] {
-	const result: BlockRun[] = [];
-	for (const { block, count } of runs.toSorted((a, b) => a.block - b.block)) {
-		const last = result.at(-1);
-		const covered = last === undefined ? block : Math.max(block, last.block + last.count);
-		if (covered < block + count) appendRun(result, covered, block + count - covered);
-	}
-	return result;
-}

@@ -11,7 +11,8 @@ import type { DataPlane } from "../../adapters/plane/data-plane.ts";
 import { LOCATED_STRIDE, type ViewHandle } from "../../adapters/plane/messages.ts";
 import { dataRuns } from "../../adapters/os/data-runs.ts";
 import type { SecondImage } from "../../adapters/images/second-image.ts";
-import { appendRun, type BlockRun, packRuns, type PlacedRun, planDrops, unpackRuns } from "../../core/cleaner/plan.ts";
+import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
+import { appendRun, type BlockRun, blocksIn, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
@@ -97,7 +98,7 @@ export class Dropper {
 	async #apply(view: ViewHandle, runs: readonly BlockRun[]): Promise<number> {
 		const applied = unpackRuns(await this.#plane.ask("dropped", { runs: packRuns(runs), view: view.id }));
 		await this.punch(applied);
-		return applied.reduce((bytes, { count }) => bytes + count * BLOCK_SIZE, 0);
+		return blocksIn(applied) * BLOCK_SIZE;
 	}
 
 	/** Frees blocks that read as zeros in the second image, and then takes their mark off the first. */

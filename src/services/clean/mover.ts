@@ -12,16 +12,8 @@
 import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { DataPlane } from "../../adapters/plane/data-plane.ts";
 import type { ViewHandle } from "../../adapters/plane/messages.ts";
-import {
-	type BlockRun,
-	type LiveRun,
-	packLiveRuns,
-	partOf,
-	planCopies,
-	subtract,
-	unpackLiveRuns,
-	unpackRuns,
-} from "../../core/cleaner/plan.ts";
+import { type LiveRun, packLiveRuns, partOf, planCopies, unpackLiveRuns } from "../../core/cleaner/plan.ts";
+import { type BlockRun, blocksIn, subtract, unpackRuns } from "../../core/cleaner/runs.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
@@ -71,5 +63,3 @@ export class Mover {
 		return (await this.#plane.ask("moved", { runs: packLiveRuns(runs), view: view.id })) * BLOCK_SIZE;
 	}
 }
-
-const blocksIn = (runs: readonly BlockRun[]): number => runs.reduce((blocks, { count }) => blocks + count, 0);

@@ -25,6 +25,14 @@ export async function readExt(volume: ByteSource): Promise<FileSystemMap | null>
 	const identity = identify(raw);
 	try {
 		const recovered = await recover(volume, raw);
+		// e2fsck 1.47 gives up on stale fast commits and repairs from what stands outside the journal. Whoever may run it
+		// next on this volume must find all that it could fall back on.
+		if (recovered.journal?.replay?.fastCommits === "stale")
+			return keptWhole(
+				identity,
+				volume,
+				"its journal holds fast commits; mount and unmount it in the guest, then try again",
+			);
 		return describe(await readAllocation(recovered), recovered.state);
 	} catch (error) {
 		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;

@@ -212,8 +212,8 @@ export function unescaped(logged: Uint8Array, tag: { readonly escaped: boolean }
 /** What fast-commit blocks begin with: tag HEAD (9), length, features, and the sequence that they continue. Little-endian. */
 const FAST_COMMIT_HEAD = 0x9;
 
-/** True where `block`, the first of the fast-commit area, starts fast commits on top of the transaction before `nextSequence`. */
-export function startsFastCommit(block: Uint8Array, sequence: number): boolean {
+/** The transaction that fast commits in `block`, the first of their area, continue; null where there are none. */
+export function fastCommitSequence(block: Uint8Array): number | null {
 	const view = viewOf(block);
-	return view.getUint16(0, true) === FAST_COMMIT_HEAD && view.getUint32(8, true) === sequence;
+	return view.getUint16(0, true) === FAST_COMMIT_HEAD ? view.getUint32(8, true) : null;
 }

@@ -19,6 +19,7 @@ import { byteOffset } from "../../../foundations/units.ts";
 import type { JournalInfo } from "./journal-blocks.ts";
 import {
 	controlHeader,
+	fastCommitSequence,
 	isCommitChecksumRight,
 	isTagChecksumRight,
 	isTailChecksumRight,
@@ -28,7 +29,6 @@ import {
 	parseTags,
 	ringStep,
 	sequenceDifference,
-	startsFastCommit,
 	unescaped,
 } from "./journal-blocks.ts";
 import type { JournalFile } from "./journal-file.ts";
@@ -57,8 +57,11 @@ export interface Replay {
 	readonly transactions: readonly { readonly sequence: number; readonly start: number; readonly commit: number }[];
 	/** Where the next transaction will start, and with which sequence number. */
 	readonly next: { readonly position: number; readonly sequence: number };
-	/** Fast commits wait behind the last transaction: only replaying them could tell what is free. */
-	readonly fastCommitPending: boolean;
+	/**
+	 * `pending`: fast commits continue the last transaction; only replaying them could tell what is free. `stale`: those
+	 * in the journal belong to an older transaction, so kernels ignore them.
+	 */
+	readonly fastCommits: "none" | "stale" | "pending";
 }
 
 export async function readJournalInfo(volume: ByteSource, geometry: Geometry, file: JournalFile): Promise<JournalInfo> {
@@ -97,7 +100,7 @@ export async function replay(
 	const revoked = new Map<number, number>();
 	const transactions: { sequence: number; start: number; commit: number }[] = [];
 	let next = { position: info.start, sequence: info.sequence };
-	if (info.start === 0) return { blocks, transactions, next, fastCommitPending: false };
+	if (info.start === 0) return { blocks, transactions, next, fastCommits: "none" };
 
 	let steps = 0;
 	const ringLength = info.end - info.first;
@@ -120,13 +123,23 @@ export async function replay(
 		const logged = blocks.get(block);
 		if (logged !== undefined && sequenceDifference(sequence, logged.sequence) >= 0) blocks.delete(block);
 	}
-	let fastCommitPending = false;
-	if (info.has.fastCommit && info.fastCommitStart < info.blockCount)
-		// Kernels write the first fast-commit block at the area's start or, counting from its end, one behind it.
-		for (const logical of [info.fastCommitStart, info.fastCommitStart + 1])
-			if (logical < info.blockCount && startsFastCommit(await blockAt(logical), next.sequence))
-				fastCommitPending = true;
-	return { blocks, transactions, next, fastCommitPending };
+	return { blocks, transactions, next, fastCommits: await findFastCommits(blockAt, info, next.sequence) };
+}
+
+async function findFastCommits(
+	blockAt: (logical: number) => Promise<Uint8Array>,
+	info: JournalInfo,
+	nextSequence: number,
+): Promise<Replay["fastCommits"]> {
+	let found: Replay["fastCommits"] = "none";
+	if (!info.has.fastCommit) return found;
+	// The area is counted from its end: kernels write its first block one behind its start.
+	for (const logical of [info.fastCommitStart, info.fastCommitStart + 1]) {
+		const sequence = logical < info.blockCount ? fastCommitSequence(await blockAt(logical)) : null;
+		if (sequence === nextSequence) return "pending";
+		if (sequence !== null) found = "stale";
+	}
+	return found;
 }
 
 interface Transaction {

@@ -75,7 +75,7 @@ export async function recover(volume: ByteSource, raw: Uint8Array): Promise<Reco
 		return { geometry: home, view: volume, journal: { file, info, replay: null }, state: "clean" };
 	}
 	const outcome = await replay(volume, home, file, info);
-	if (outcome.fastCommitPending)
+	if (outcome.fastCommits === "pending")
 		throw refuse("fast commits wait in its journal; mount it in the guest, then try again");
 	const view = overlaid(volume, home.blockSize, outcome.blocks);
 	const geometry = parseSuperblock(await readBytes(view, byteOffset(SUPERBLOCK_AT), SuperBlock.size), volume.size);
