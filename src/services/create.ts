@@ -46,7 +46,7 @@ export interface CreateDiskOptions {
 	readonly second:
 		| { readonly kind: "new"; readonly size: ByteCount }
 		| { readonly kind: "adopt"; readonly path: string };
-	/** Most host space that the first image may take, in bytes; the log's default where not given. */
+	/** Most host space that the first image may take, in bytes; by the disk's size where not given. */
 	readonly limitBytes?: number;
 }
 
@@ -195,10 +195,16 @@ async function makeFirstImage(directory: string, description: DiskDescription, l
 	formatFirstImage(new OsHostFile(file.fd, path), {
 		uuid: uuidBytes(description.uuid),
 		diskBytes: byteCount(description.size),
-		...(limitBytes === undefined ? {} : { limitBytes }),
+		limitBytes: limitBytes ?? defaultLimit(description.size),
 	});
 	await file.sync();
 }
+
+const MIB = 1024 * 1024;
+
+/** A quarter of the disk, between 1 and 8 GiB: room for what is overwritten or deleted soon, and so never copied. */
+const defaultLimit = (size: number): number =>
+	Math.max(1024 * MIB, Math.min(8192 * MIB, Math.floor(size / 4 / MIB) * MIB));
 
 function notesAbout({ path, kind }: RawImage): string[] {
 	if (kind === "file") return [];

@@ -28,7 +28,7 @@ const DURABLE_MS = 1_000;
 const CLEAN_ROUNDS_MAX = 64;
 
 export interface ServedDiskOptions {
-	/** Most host bytes that the first image may fill; default: by the disk's size. */
+	/** Most host bytes that the first image may fill; default: what it was created with. */
 	readonly limitBytes?: number;
 	/** Serve although the second image was changed since the last clean close. */
 	readonly acceptChangedImage?: boolean;
@@ -118,14 +118,13 @@ export class ServedDisk implements AsyncDisposable {
 			const { position } = directory.stand;
 			await directory.recordStand({ state: "needs-first-image", position });
 			if (!directory.wasClean) onEvent(`${directory.path} was not closed cleanly: recovering its first image`);
-			const size = directory.description.size;
 			const plane = await DataPlane.start({
 				logFd: directory.firstFd,
 				logName: directory.firstPath,
 				secondFd: directory.second.fd,
 				secondSize: directory.second.size,
 				uuid: directory.uuid,
-				limitBytes: options.limitBytes ?? defaultLimit(size),
+				...(options.limitBytes === undefined ? {} : { limitBytes: options.limitBytes }),
 				onEvent: (event) => {
 					if (event.kind === "stalled") disk?.hurry();
 					else onBroken(new VmsweepError("LOG_POISONED", event.reason));
@@ -347,9 +346,3 @@ export class ServedDisk implements AsyncDisposable {
 		};
 	}
 }
-
-const MIB = 1024 * 1024;
-
-/** A quarter of the disk, between 1 and 8 GiB. */
-const defaultLimit = (size: number): number =>
-	Math.max(1024 * MIB, Math.min(8192 * MIB, Math.floor(size / 4 / MIB) * MIB));

@@ -13,6 +13,7 @@
 
 import { readdir, readFile, realpath, statfs } from "node:fs/promises";
 import type { RawImage } from "../adapters/images/raw-image.ts";
+import { AllocatedRuns } from "../adapters/os/allocated-runs.ts";
 import type { DataRun } from "../adapters/os/data-runs.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import type { GuestMap, VolumeMap } from "../foundations/guest-map.ts";
@@ -20,7 +21,6 @@ import { byteCount, byteOffset, isPowerOfTwo, roundDown, roundUp } from "../foun
 import { readGuestMap } from "./guest-map.ts";
 import { openNamedImage } from "./map-report.ts";
 import { checkpoint, type LongRunning } from "./progress.ts";
-import { AllocatedRuns } from "./sweep-allocated.ts";
 
 export interface SweepOptions extends LongRunning {
 	/** Changes nothing, and counts what a sweep would give back. */

@@ -17,7 +17,8 @@ export interface DataPlaneSetup {
 	readonly secondFd: number;
 	readonly secondSize: number;
 	readonly uuid: Uint8Array;
-	readonly limitBytes: number;
+	/** Most host bytes of the log; default: what it was formatted with. */
+	readonly limitBytes?: number;
 	readonly onEvent: (event: PlaneEvent) => void;
 	/** The thread ended without being told to: its clients hang, so the process should end. */
 	readonly onDeath: (error: VmsweepError) => void;

@@ -101,7 +101,7 @@ export interface WorkerSetup {
 	readonly secondFd: number;
 	readonly secondSize: number;
 	readonly uuid: Uint8Array;
-	readonly limitBytes: number;
+	readonly limitBytes?: number;
 	readonly helperMemory: SharedArrayBuffer;
 	readonly bell: number;
 }

@@ -44,6 +44,8 @@ const ROOM_MARGIN_SEGMENTS = 3;
 /** Flushes and slow reads that a client may have under way before its next requests wait. */
 const IN_FLIGHT_MAX = 1024;
 const POLLFD_BYTES = 8;
+/** An idle thread looks up this often: the process can only end its threads while they are not in a system call. */
+const IDLE_MS = 500;
 /** Kernel's send buffer per client: a large read's answer then leaves in few pieces. */
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 
@@ -215,7 +217,7 @@ export class Plane implements RequestSink {
 			putPollFd(view, fds.length, client.fd, events);
 			fds.push(client.fd);
 		}
-		const count = sys.poll(this.#pollMemory.address, fds.length, ready ? 0 : -1);
+		const count = sys.poll(this.#pollMemory.address, fds.length, ready ? 0 : IDLE_MS);
 		if (count <= 0) return;
 		for (let i = 1; i < fds.length; i++) {
 			const events = view.getUint16(i * POLLFD_BYTES + 6, true);

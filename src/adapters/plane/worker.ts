@@ -28,7 +28,7 @@ function serve(setup: WorkerSetup): void {
 			checksum: (bytes) => crc32(bytes),
 			allocatePinned: sys.pin,
 			expectedUuid: setup.uuid,
-			limitBytes: setup.limitBytes,
+			...(setup.limitBytes === undefined ? {} : { limitBytes: setup.limitBytes }),
 			name: setup.logName,
 		});
 	} catch (error) {

@@ -9,7 +9,7 @@
 
 import type { DataPlane } from "../../adapters/plane/data-plane.ts";
 import { LOCATED_STRIDE, type ViewHandle } from "../../adapters/plane/messages.ts";
-import { dataRuns } from "../../adapters/os/data-runs.ts";
+import { AllocatedRuns } from "../../adapters/os/allocated-runs.ts";
 import type { SecondImage } from "../../adapters/images/second-image.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
 import { appendRun, type BlockRun, blocksIn, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
@@ -32,11 +32,13 @@ export class Dropper {
 	readonly #plane: DataPlane;
 	readonly #second: SecondImage;
 	readonly #lastWritten: LastWritten;
+	readonly #allocated: AllocatedRuns;
 
 	constructor(plane: DataPlane, second: SecondImage, lastWritten: LastWritten) {
 		this.#plane = plane;
 		this.#second = second;
 		this.#lastWritten = lastWritten;
+		this.#allocated = new AllocatedRuns(second.fd);
 	}
 
 	/**
@@ -89,7 +91,7 @@ export class Dropper {
 	*#storedBlocks(block: number, count: number): Generator<BlockRun> {
 		const size = this.#second.size;
 		const end = Math.min((block + count) * BLOCK_SIZE, size);
-		for (const data of dataRuns(this.#second.fd, block * BLOCK_SIZE, end)) {
+		for (const data of this.#allocated.within(block * BLOCK_SIZE, end)) {
 			const first = Math.floor(data.start / BLOCK_SIZE);
 			yield { block: first, count: Math.ceil(data.end / BLOCK_SIZE) - first };
 		}

@@ -3,9 +3,9 @@
 // SEEK_DATA shows where data is, but not space that was reserved without data (`fallocate`, and what loop devices and
 // mke2fs make of zeros). FIEMAP shows both. Record: struct fiemap and struct fiemap_extent of <linux/fiemap.h>.
 
-import { type DataRun, dataRuns } from "../adapters/os/data-runs.ts";
-import { ioctl, pin } from "../adapters/os/syscalls.ts";
-import { struct, u32le, u64le } from "../foundations/struct.ts";
+import { struct, u32le, u64le } from "../../foundations/struct.ts";
+import { type DataRun, dataRuns } from "./data-runs.ts";
+import { ioctl, pin } from "./syscalls.ts";
 
 const FS_IOC_FIEMAP = 0xc020660b;
 /** Extents asked for in one call. */
