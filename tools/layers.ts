@@ -46,7 +46,7 @@ const areas: readonly Area[] = [
 	area("src/adapters/os/", 3, { packages: ["koffi"] }),
 	area("src/adapters/images/", 3, { packages: ["zod"] }),
 	area("src/adapters/nbd/", 3),
-	area("src/adapters/plane/", 3),
+	area("src/adapters/plane/", 3, { packages: ["@node-rs/crc32"] }),
 	area("src/core/log/", 2, pure),
 	area("src/core/nbd/", 2, pure),
 	area("src/core/volumes/", 2, pure),

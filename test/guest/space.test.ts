@@ -8,6 +8,7 @@ import { test } from "node:test";
 import { temporaryFolder } from "../support/folders.ts";
 import { Guest, nbdUri } from "../support/guest.ts";
 import { allocatedBytes } from "../support/hashes.ts";
+import { LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
 import { runOk, start } from "../support/processes.ts";
 import { requireTool } from "../support/requirements.ts";
@@ -47,8 +48,8 @@ test("600 MiB written and deleted: B grows by at most 8 MiB, the first image hol
 	assert.equal(await guest.run("echo 3 > /proc/sys/vm/drop_caches; cat /mnt/kept"), "kept\n", "the guest goes on");
 });
 
-test("the same in an overlay: qemu-img commit leaves B 600 MiB larger", async (t) => {
-	if (!requireTool(t, "guest image", "root", "qemu-img", "qemu-nbd")) return;
+test("the same writes into an overlay: qemu-img commit leaves B 600 MiB larger", async (t) => {
+	if (!requireTool(t, ...LOOP_TOOLS, "qemu-img", "qemu-nbd")) return;
 	await using folder = await temporaryFolder();
 	const [base, overlay, socket] = [folder.file("b.raw"), folder.file("overlay.qcow2"), folder.file("s")];
 	await makeImage(base);
@@ -57,12 +58,11 @@ test("the same in an overlay: qemu-img commit leaves B 600 MiB larger", async (t
 	{
 		await using server = start("qemu-nbd", ["--format=qcow2", "--persistent", "-k", socket, overlay]);
 		await server.until(() => existsSync(socket), "its socket");
-		await using guest = await Guest.boot({ disks: [{ uri: nbdUri(socket) }], discard: "off" });
-		await guest.run(MOUNT);
-		await guest.run(WRITE);
-		await guest.run(DELETE);
-		await guest.stop();
-		await server.end();
+		await using device = await LoopDevice.attach(nbdUri(socket), folder.file("fuse"));
+		await using mounted = await Mounted.mount(device.path, folder.file("mnt"));
+		await runOk("dd", ["if=/dev/urandom", `of=${mounted.path}/big`, "bs=1M", "count=600", "status=none", "conv=fsync"]);
+		await runOk("rm", [`${mounted.path}/big`]);
+		await mounted.unmount();
 	}
 	await runOk("qemu-img", ["commit", "-q", overlay], { timeoutSeconds: 300 });
 	const grown = (await allocatedBytes(base)) - before;

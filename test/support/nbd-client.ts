@@ -166,10 +166,10 @@ export class NbdClient implements AsyncDisposable {
 	async #readSimple(): Promise<void> {
 		const header = nbd.SimpleReply.at(viewOf(await this.#reader.take(nbd.SimpleReply.size)), 0);
 		assert.equal(header.magic, nbd.SIMPLE_REPLY_MAGIC);
-		const waiting = this.#claim(header.cookie);
-		const isData = waiting.type === nbd.command.READ && header.error === 0;
-		const data = await this.#reader.take(isData ? waiting.length : 0);
-		waiting.resolve({ error: header.error, data, extents: [] });
+		const asked = this.#waiting.get(header.cookie);
+		const isData = asked?.type === nbd.command.READ && header.error === 0;
+		const data = await this.#reader.take(isData ? asked.length : 0);
+		this.#claim(header.cookie).resolve({ error: header.error, data, extents: [] });
 	}
 
 	async #readChunk(): Promise<void> {

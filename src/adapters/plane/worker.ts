@@ -1,6 +1,6 @@
 // Entry of a disk's data-plane thread: opens the first image, then serves until it is told to stop.
 
-import { crc32 } from "node:zlib";
+import { crc32 } from "@node-rs/crc32";
 import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
 import { FirstImage } from "../../core/log/first-image.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";

@@ -19,19 +19,17 @@ import { assert, isVmsweepError, VmsweepError } from "../../../foundations/error
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
-import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
 import type { LiveState, LiveVolume, MetadataWrite, WatchRange } from "../live.ts";
-import { findSignatures, signatureRanges, signatureWatcher } from "../signatures.ts";
+import { findSignatures, signatureWatcher } from "../signatures.ts";
 import { CommitChain } from "./commit-chain.ts";
-import { Compat, Incompat, RoCompat } from "./features.ts";
 import type { Allocation } from "./free-space.ts";
-import { parseDescriptor, readDescriptors } from "./free-space.ts";
-import { descriptorBlockAt } from "./groups.ts";
+import { parseDescriptor } from "./free-space.ts";
 import { overlaid } from "./journal.ts";
-import type { JournalFile } from "./journal-file.ts";
-import { BLOCK_COMMIT, JBD2_MAGIC, SUPERBLOCK_AT, SuperBlock } from "./layout.ts";
+import { SUPERBLOCK_AT, SuperBlock } from "./layout.ts";
+import type { Structure } from "./live-layout.ts";
+import { isSameStructure, isSameVolume, isStructureBlock, readStructure, watchRanges } from "./live-layout.ts";
 import type { Geometry } from "./open.ts";
 import { groupEnd, groupStart, identify, parseSuperblock, readSuperblock } from "./open.ts";
 import type { Recovered } from "./recover.ts";
@@ -48,22 +46,6 @@ export interface Ext4LiveOptions {
 
 /** The largest write that NBD clients send; only trims and write-zeroes are larger. */
 const MAX_WRITE_BYTES = 32 << 20;
-
-/** Feature bits that the kernel itself changes while it goes on writing the same file system. */
-const KERNEL_COMPAT = ~Compat.fastCommit;
-const KERNEL_INCOMPAT = ~Incompat.recover;
-const KERNEL_RO_COMPAT = ~RoCompat.orphanPresent;
-
-/** What the structure blocks of the current layout are. */
-interface Structure {
-	readonly geometry: Geometry;
-	readonly superblockBlock: number;
-	/** Block of the group descriptors: its index among them. */
-	readonly descriptorBlocks: ReadonlyMap<number, number>;
-	/** Block bitmap: its group. */
-	readonly bitmaps: ReadonlyMap<number, number>;
-	readonly journal: JournalFile | null;
-}
 
 export class Ext4LiveVolume implements LiveVolume {
 	readonly #required: number;
@@ -458,86 +440,25 @@ export class Ext4LiveVolume implements LiveVolume {
 		}
 	}
 
-	async #takeLayout({ geometry, view, journal }: Recovered): Promise<void> {
+	async #takeLayout(recovered: Recovered): Promise<void> {
 		const before = this.#structure;
-		const descriptors = await readDescriptors(view, geometry);
-		const bitmaps = new Map<number, number>();
-		for (let group = 0; group < geometry.groupCount; group++) {
-			const { blockBitmap, wrong } = parseDescriptor(descriptors, geometry, group);
-			if (wrong === null) bitmaps.set(blockBitmap, group);
-		}
-		const descriptorBlocks = new Map<number, number>();
-		for (let index = 0; index < geometry.descriptorBlocks; index++)
-			descriptorBlocks.set(descriptorBlockAt(geometry, index), index);
-		const file = journal?.file ?? null;
-		this.#structure = {
-			geometry,
-			superblockBlock: geometry.blockSize === 1024 ? 1 : 0,
-			descriptorBlocks,
-			bitmaps,
-			journal: file,
-		};
+		const structure = await readStructure(recovered);
+		this.#structure = structure;
 		this.#problem = null;
-		const isSame =
-			before !== null &&
-			isSameVolume(before.geometry, geometry) &&
-			sameRuns(before.journal, file) &&
-			before.bitmaps.size === bitmaps.size &&
-			[...bitmaps].every(([block, group]) => before.bitmaps.get(block) === group);
-		if (isSame) return;
+		if (before !== null && isSameStructure(before, structure)) return;
 		this.#earlierIncarnations += this.#chain?.incarnation ?? 0;
+		const { journal } = recovered;
 		this.#chain =
 			journal === null ? null : new CommitChain(journal.info, journal.file, (block) => this.#isStructure(block));
-		this.#setWatch(this.#structure);
+		this.#setWatch(structure);
 	}
 
 	#isStructure(block: number): boolean {
-		const structure = this.#structure;
-		return (
-			structure !== null &&
-			(block === structure.superblockBlock || structure.descriptorBlocks.has(block) || structure.bitmaps.has(block))
-		);
+		return this.#structure !== null && isStructureBlock(this.#structure, block);
 	}
 
 	#setWatch(structure: Structure | null): void {
-		const places = [
-			{ start: 0, length: SUPERBLOCK_AT + SuperBlock.size } as { start: number; length: number },
-			...signatureRanges(this.#size),
-		];
-		const journal: WatchRange[] = [];
-		if (structure !== null) {
-			const { blockSize } = structure.geometry;
-			for (const block of [
-				structure.superblockBlock,
-				...structure.descriptorBlocks.keys(),
-				...structure.bitmaps.keys(),
-			])
-				places.push({ start: block * blockSize, length: blockSize });
-			const pattern = new Uint8Array(8);
-			viewOf(pattern).setUint32(0, JBD2_MAGIC);
-			viewOf(pattern).setUint32(4, BLOCK_COMMIT);
-			for (const { physical, count } of structure.journal?.runs ?? [])
-				journal.push({
-					start: byteOffset(physical * blockSize),
-					length: byteCount(count * blockSize),
-					kind: "journal",
-					mark: { pattern, every: byteCount(blockSize) },
-				});
-		}
-		const merged: { start: number; end: number }[] = [];
-		for (const { start, length } of places.sort((a, b) => a.start - b.start)) {
-			const last = merged.at(-1);
-			if (last !== undefined && start <= last.end) last.end = Math.max(last.end, start + length);
-			else merged.push({ start, end: start + length });
-		}
-		this.#watch = [
-			...merged.map(({ start, end }) => ({
-				start: byteOffset(start),
-				length: byteCount(end - start),
-				kind: "structure" as const,
-			})),
-			...journal,
-		];
+		this.#watch = watchRanges(this.#size, structure);
 		this.#watchChanged = true;
 	}
 }
@@ -556,35 +477,6 @@ function groupRanges(geometry: Geometry, groups: readonly number[]): ByteRange[]
 	}
 	return ranges.map(({ start, end }) => ({ start: byteOffset(start), length: byteCount(end - start) }));
 }
-
-/** True where two superblocks describe one file system in one layout; what kernels change in passing does not count. */
-function isSameVolume(a: Geometry, b: Geometry): boolean {
-	return (
-		a.identity.uuid === b.identity.uuid &&
-		a.checksumSeed === b.checksumSeed &&
-		a.blockSize === b.blockSize &&
-		a.blocksCount === b.blocksCount &&
-		a.clusterRatio === b.clusterRatio &&
-		a.blocksPerGroup === b.blocksPerGroup &&
-		a.inodesPerGroup === b.inodesPerGroup &&
-		a.inodeSize === b.inodeSize &&
-		a.descriptorSize === b.descriptorSize &&
-		a.reservedDescriptorBlocks === b.reservedDescriptorBlocks &&
-		a.firstMetaGroup === b.firstMetaGroup &&
-		a.journalInode === b.journalInode &&
-		a.mmpBlock === b.mmpBlock &&
-		(a.features.compat & KERNEL_COMPAT) === (b.features.compat & KERNEL_COMPAT) &&
-		(a.features.incompat & KERNEL_INCOMPAT) === (b.features.incompat & KERNEL_INCOMPAT) &&
-		(a.features.roCompat & KERNEL_RO_COMPAT) === (b.features.roCompat & KERNEL_RO_COMPAT)
-	);
-}
-
-const sameRuns = (a: JournalFile | null, b: JournalFile | null): boolean =>
-	a === b ||
-	(a !== null &&
-		b !== null &&
-		a.runs.length === b.runs.length &&
-		a.runs.every((run, i) => run.physical === b.runs[i]!.physical && run.count === b.runs[i]!.count));
 
 /** The descriptor of `group` out of a descriptor block whose first one is `first`'s. */
 function parseDescriptorAt(

@@ -1,0 +1,24 @@
+// The whole product under the host's own kernel, at native speed: work while it cleans, and kill -9 while it cleans
+// (issue: "must be seen" 2 and 3; test/guest has the same with a guest).
+
+import { test } from "node:test";
+import { LOOP_TOOLS } from "../support/loop.ts";
+import { crashUnderCleaning, workUnderCleaning } from "../support/loop-cleaning.ts";
+import { requireTool } from "../support/requirements.ts";
+
+const tools = [...LOOP_TOOLS, "dumpe2fs", "nbdcopy"];
+
+test("files are right, and the host has its space back, after work under cleaning", async (t) => {
+	if (!requireTool(t, ...tools)) return;
+	await workUnderCleaning(t, { load: ["--rounds", "4", "--seconds", "5"] });
+});
+
+test("the same with a log that is always nearly full", async (t) => {
+	if (!requireTool(t, ...tools)) return;
+	await workUnderCleaning(t, { load: ["--rounds", "3", "--seconds", "4", "--shutdown"], serve: ["--log-limit", "96M"] });
+});
+
+test("kill -9 of the server while it cleans: what was synced is there, eight times", async (t) => {
+	if (!requireTool(t, ...tools)) return;
+	await crashUnderCleaning(t, 8, ["--log-limit", "160M"]);
+});

@@ -1,0 +1,164 @@
+// Runs of the whole product under a real file system: work while it cleans, and crashes while it cleans. Shared by
+// the short tests and the soaks.
+
+import assert from "node:assert/strict";
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import type { TestContext } from "node:test";
+import { temporaryFolder } from "./folders.ts";
+import { allocatedBytes } from "./hashes.ts";
+import { hashesIn, LoopDevice, Mounted } from "./loop.ts";
+import { createDisk, SweepServer } from "./loop-server.ts";
+import { loadProgram } from "./oracle-run.ts";
+import { type Running, run, runOk, start, vmsweep } from "./processes.ts";
+import { seededRandom, testSeed } from "./randomness.ts";
+import { waitUntil } from "./waiting.ts";
+
+const MIB = 1024 * 1024;
+const mib = (bytes: number): string => `${(bytes / MIB).toFixed(1)} MiB`;
+
+/** Host bytes of a disk's images. */
+export const imageBytes = async (disk: string): Promise<number> =>
+	(await allocatedBytes(join(disk, "first.log"))) + (await allocatedBytes(join(disk, "second.raw")));
+
+/** What an ext image uses by its own account, metadata included, in bytes. */
+export async function usedBytes(image: string): Promise<number> {
+	const dump = await runOk("dumpe2fs", ["-h", image]);
+	const field = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(dump)![1]);
+	return (field("Block count") - field("Free blocks")) * field("Block size");
+}
+
+/**
+ * Checks a disk that nobody serves: folded into a plain raw image it holds every file as expected (`sha256sum` lines),
+ * is clean, and takes no more of the host than its file system uses.
+ */
+export async function checkCommitted(t: TestContext, disk: string, expected: readonly string[]): Promise<void> {
+	await runOk(vmsweep, ["commit", disk], { timeoutSeconds: 600 });
+	const image = join(disk, "second.raw");
+	await runOk("e2fsck", ["-fn", image]);
+	await using folder = await temporaryFolder();
+	await using mounted = await Mounted.mount(image, folder.file("m"), "loop,ro");
+	const found = new Set(await hashesIn(mounted.path));
+	assert.deepEqual(
+		expected.filter((line) => !found.has(line)),
+		[],
+		"files of the committed image are not what was written",
+	);
+	await mounted.unmount();
+	const [used, host] = [await usedBytes(image), await imageBytes(disk)];
+	t.diagnostic(`committed: ${expected.length} files right; used ${mib(used)}, on the host ${mib(host)}`);
+	assert.ok(host <= used * 1.02 + 64 * MIB, `${mib(host)} on the host for ${mib(used)} in use`);
+}
+
+export interface WorkOptions {
+	readonly size?: string;
+	readonly mkfs?: readonly string[];
+	readonly mountOptions?: string;
+	readonly load: readonly string[];
+	/** More options of `vmsweep serve`. */
+	readonly serve?: readonly string[];
+}
+
+/** A load on a disk that is cleaned all the while; afterwards every file is right, and the host has its space back. */
+export async function workUnderCleaning(t: TestContext, options: WorkOptions): Promise<void> {
+	const { size = "1G", mkfs = ["-t", "ext4"], mountOptions = "commit=1", load, serve = [] } = options;
+	const seed = testSeed() % 1_000_000;
+	t.diagnostic(`VMSWEEP_SEED=${seed}`);
+	await using folder = await temporaryFolder();
+	const disk = folder.file("d");
+	await createDisk(disk, { size });
+	let expected: string[];
+	{
+		await using server = await SweepServer.serve(disk, ...serve);
+		{
+			await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
+			await runOk("mke2fs", ["-q", "-F", ...mkfs, device.path]);
+			await mkdir(folder.file("mnt"));
+			const work = ["work", device.path, folder.file("mnt"), "--mount-options", mountOptions, "--seed", String(seed), ...load];
+			const finished = await run(loadProgram, work, { timeoutSeconds: 3600 });
+			await run("umount", [folder.file("mnt")]);
+			t.diagnostic(finished.stderr.trim());
+			assert.equal(finished.exitCode, 0, finished.stderr);
+			expected = finished.stdout.split("\n").filter((line) => line !== "");
+			await runOk("blockdev", ["--flushbufs", device.path]);
+		}
+		const image = folder.file("copy");
+		await runOk("nbdcopy", [server.uri, image]);
+		const used = await usedBytes(image);
+		const most = used * 1.02 + 64 * MIB;
+		await waitUntil(async () => (await imageBytes(disk)) <= most, () => `space to come back: at most ${mib(most)} for both images`, {
+			timeoutSeconds: 60,
+			everyMs: 500,
+		}).catch(async (error: unknown) => {
+			throw new Error(`${String(error)}; ${JSON.stringify(await server.status())}`);
+		});
+		const { cleaner, guest } = await server.status();
+		t.diagnostic(
+			`used ${mib(used)}, on the host ${mib(await imageBytes(disk))}; written ${mib(guest.writtenBytes)}, ` +
+				`dropped ${mib(cleaner.droppedBytes)}, moved ${mib(cleaner.movedBytes)}, ${cleaner.rounds} rounds`,
+		);
+		assert.ok(cleaner.droppedBytes > 0 && cleaner.movedBytes > 0, "nothing was cleaned: the test is blind");
+		assert.equal((await server.stop()).exitCode, 0);
+		assert.doesNotMatch(server.process.stderr + server.process.stdout, /"level":[56]0/, "the server complained");
+	}
+	await checkCommitted(t, disk, expected);
+}
+
+/** Crashes of the server in a row on one disk: after each, everything synced is there. */
+export async function crashUnderCleaning(t: TestContext, cycles: number, serve: readonly string[] = []): Promise<void> {
+	const random = seededRandom(testSeed());
+	t.diagnostic(`VMSWEEP_SEED=${random.seed}`);
+	await using folder = await temporaryFolder();
+	const disk = folder.file("d");
+	await createDisk(disk, { size: "768M" });
+	let synced = "";
+	let droppedBytes = 0;
+	let movedBytes = 0;
+	for (let cycle = 0; cycle < cycles; cycle++) {
+		await using server = await SweepServer.serve(disk, ...serve);
+		await using device = await LoopDevice.attach(server.uri, folder.file(`fuse${cycle}`));
+		if (cycle === 0) await runOk("mke2fs", ["-q", "-F", "-t", "ext4", device.path]);
+		await using mounted = await Mounted.mount(device.path, folder.file(`mnt${cycle}`), "commit=1");
+		synced = await newestOf(synced, mounted.path);
+		await using load = start(loadProgram, ["crash", mounted.path, "--seed", String(random.below(1e6))]);
+		const lines = random.between(40, 250);
+		await load.until(() => load.stdout.split("\n").length > lines, `${lines} synced files`, 120);
+		const { cleaner } = await server.status();
+		droppedBytes += cleaner.droppedBytes;
+		movedBytes += cleaner.movedBytes;
+		await server.kill();
+		await load.kill();
+		synced += wholeLines(load);
+		await run("umount", ["-l", mounted.path]);
+		t.diagnostic(`cycle ${cycle}: killed after ${lines} synced files; ${await verifyCrashed(folder.path, disk, synced)}`);
+	}
+	t.diagnostic(`dropped ${mib(droppedBytes)}, moved ${mib(movedBytes)} up to a moment before the crashes`);
+	assert.ok(droppedBytes > 0 && movedBytes > 0, "nothing was cleaned: the test is blind");
+}
+
+/** What a program printed, without a last line that it did not end. */
+export const wholeLines = ({ stdout }: Pick<Running, "stdout">): string => stdout.slice(0, stdout.lastIndexOf("\n") + 1);
+
+/** Serves a crashed disk again, replays the journal on a copy, and checks that. Returns what the check said. */
+export async function verifyCrashed(folder: string, disk: string, synced: string): Promise<string> {
+	const image = join(folder, "copy");
+	{
+		await using server = await SweepServer.serve(disk, "--clean", "off");
+		await runOk("nbdcopy", [server.uri, image], { timeoutSeconds: 600 });
+		assert.equal((await server.stop()).exitCode, 0);
+		assert.doesNotMatch(server.process.stderr + server.process.stdout, /"level":[56]0/, "the server complained");
+	}
+	await using mounted = await Mounted.mount(image, join(folder, "copy.mnt"), "loop");
+	const said = await newestOf(synced, mounted.path, true);
+	await mounted.unmount();
+	await runOk("e2fsck", ["-fn", image]);
+	return said;
+}
+
+/** Runs the check of load.py on `synced` lines; returns them, or what it said. */
+async function newestOf(synced: string, folder: string, report = false): Promise<string> {
+	if (synced === "") return "";
+	const { exitCode, stdout, stderr } = await run(loadProgram, ["verify", folder], { input: synced });
+	assert.equal(exitCode, 0, `${stdout}${stderr}`);
+	return report ? stdout.trim() : synced;
+}
