@@ -12,6 +12,8 @@ import * as sys from "../os/syscalls.ts";
 
 /** Bytes that one recv may bring: some hundred 4 KiB writes; larger payloads pass through in pieces. */
 const INPUT_BYTES = 1024 * 1024;
+/** Room that a recv should have: more than a socket usually holds. */
+const RECEIVE_BYTES_MIN = 512 * 1024;
 /** Replies that wait for the socket before the connection's requests wait too. */
 const OUTPUT_BYTES = 2 * 1024 * 1024 + 64 * 1024;
 
@@ -42,9 +44,9 @@ export class InputBuffer {
 		if (this.start === this.end) this.start = this.end = 0;
 	}
 
-	/** Receives what fits. The part of a request that is already there moves to the front first. */
+	/** Receives what fits. Where little does, the part of a request that is already there moves to the front first. */
 	receive(fd: number): SocketState {
-		if (this.start > 0) {
+		if (this.start > 0 && INPUT_BYTES - this.end < RECEIVE_BYTES_MIN) {
 			this.memory.bytes.copyWithin(0, this.start, this.end);
 			this.end -= this.start;
 			this.start = 0;
