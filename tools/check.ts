@@ -19,7 +19,7 @@ const staticChecks: readonly Check[] = [
 	{ name: "unused exports (knip)", command: ["knip", "--no-progress"] },
 ];
 const unitTests = ["--test", "--test-reporter=spec", "--test-concurrency=2", "--test-timeout=120000"];
-const unitTestFiles = ["src/**/*.test.ts", "tools/**/*.test.ts"];
+const unitTestFiles = ["src/**/*.test.ts", "tools/**/*.test.ts", "bench/**/*.test.ts"];
 
 const root = join(import.meta.dirname, "..");
 

@@ -30,7 +30,10 @@ export function slice(source: ByteSource, offset: ByteOffset, size: ByteCount): 
 }
 
 /** Counts what a reader reads, and stops it past `limit` bytes: how "metadata only" is kept against hostile images. */
-export function metered(source: ByteSource, limit: ByteCount): ByteSource & { readonly bytesRead: number; readonly reads: number } {
+export function metered(
+	source: ByteSource,
+	limit: ByteCount,
+): ByteSource & { readonly bytesRead: number; readonly reads: number } {
 	let bytesRead = 0;
 	let reads = 0;
 	return {
@@ -45,7 +48,10 @@ export function metered(source: ByteSource, limit: ByteCount): ByteSource & { re
 			bytesRead += into.length;
 			reads++;
 			if (bytesRead > limit)
-				throw new VmsweepError("READ_BUDGET", `the guest's metadata asks for more than ${limit} bytes to be read; the volume is kept whole`);
+				throw new VmsweepError(
+					"READ_BUDGET",
+					`the guest's metadata asks for more than ${limit} bytes to be read; the volume is kept whole`,
+				);
 			await source.read(at, into);
 		},
 	};

@@ -24,33 +24,73 @@ const field = <T>(offset: number, size: number, read: Field<T>["read"], write: F
 });
 
 export const u8 = (at: number): Field<number> =>
-	field(at, 1, (v, o) => v.getUint8(o), (v, o, x) => v.setUint8(o, x));
+	field(
+		at,
+		1,
+		(v, o) => v.getUint8(o),
+		(v, o, x) => v.setUint8(o, x),
+	);
 export const u16le = (at: number): Field<number> =>
-	field(at, 2, (v, o) => v.getUint16(o, true), (v, o, x) => v.setUint16(o, x, true));
+	field(
+		at,
+		2,
+		(v, o) => v.getUint16(o, true),
+		(v, o, x) => v.setUint16(o, x, true),
+	);
 export const u16be = (at: number): Field<number> =>
-	field(at, 2, (v, o) => v.getUint16(o), (v, o, x) => v.setUint16(o, x));
+	field(
+		at,
+		2,
+		(v, o) => v.getUint16(o),
+		(v, o, x) => v.setUint16(o, x),
+	);
 export const u32le = (at: number): Field<number> =>
-	field(at, 4, (v, o) => v.getUint32(o, true), (v, o, x) => v.setUint32(o, x, true));
+	field(
+		at,
+		4,
+		(v, o) => v.getUint32(o, true),
+		(v, o, x) => v.setUint32(o, x, true),
+	);
 export const u32be = (at: number): Field<number> =>
-	field(at, 4, (v, o) => v.getUint32(o), (v, o, x) => v.setUint32(o, x));
+	field(
+		at,
+		4,
+		(v, o) => v.getUint32(o),
+		(v, o, x) => v.setUint32(o, x),
+	);
 /**
  * 64-bit size or offset as a number. Values past 2^53 lose their low bits but stay past 2^53, so the
  * range check against a disk's size that every reader makes still refuses them.
  */
 export const u64le = (at: number): Field<number> =>
-	field(at, 8, (v, o) => v.getUint32(o + 4, true) * 0x1_0000_0000 + v.getUint32(o, true), (v, o, x) => {
-		v.setUint32(o, x % 0x1_0000_0000, true);
-		v.setUint32(o + 4, Math.floor(x / 0x1_0000_0000), true);
-	});
+	field(
+		at,
+		8,
+		(v, o) => v.getUint32(o + 4, true) * 0x1_0000_0000 + v.getUint32(o, true),
+		(v, o, x) => {
+			v.setUint32(o, x % 0x1_0000_0000, true);
+			v.setUint32(o + 4, Math.floor(x / 0x1_0000_0000), true);
+		},
+	);
 /** Big-endian twin of {@link u64le}. */
 export const u64be = (at: number): Field<number> =>
-	field(at, 8, (v, o) => v.getUint32(o) * 0x1_0000_0000 + v.getUint32(o + 4), (v, o, x) => {
-		v.setUint32(o, Math.floor(x / 0x1_0000_0000));
-		v.setUint32(o + 4, x % 0x1_0000_0000);
-	});
+	field(
+		at,
+		8,
+		(v, o) => v.getUint32(o) * 0x1_0000_0000 + v.getUint32(o + 4),
+		(v, o, x) => {
+			v.setUint32(o, Math.floor(x / 0x1_0000_0000));
+			v.setUint32(o + 4, x % 0x1_0000_0000);
+		},
+	);
 /** True 64-bit patterns: cookies, handles, hashes. */
 export const bits64be = (at: number): Field<bigint> =>
-	field(at, 8, (v, o) => v.getBigUint64(o), (v, o, x) => v.setBigUint64(o, x));
+	field(
+		at,
+		8,
+		(v, o) => v.getBigUint64(o),
+		(v, o, x) => v.setBigUint64(o, x),
+	);
 /** A fixed run of bytes; reading gives a view on the record, not a copy. Writing fills the rest with zeros. */
 export const bytes = (at: number, size: number): Field<Uint8Array> =>
 	field(

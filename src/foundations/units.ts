@@ -11,52 +11,24 @@ type Unit<U extends string> = number & { readonly [unit]: U };
 export type ByteOffset = Unit<"ByteOffset">;
 /** A length in bytes. */
 export type ByteCount = Unit<"ByteCount">;
-/** Index of a 4 KiB block of the disk that the guest sees. */
-export type BlockIndex = Unit<"BlockIndex">;
 /** A number of 4 KiB disk blocks. */
 export type BlockCount = Unit<"BlockCount">;
-/** Index of a logical sector (512 or 4096 bytes: the partition table's unit). */
-export type Lba = Unit<"Lba">;
-/** Index of a file-system block, counted from the start of its volume. */
-export type FsBlock = Unit<"FsBlock">;
 /**
  * A point in the order of all guest writes, counted in data slots appended to the first image since
  * the disk was created. It only grows, survives restarts, and is the product's clock.
  */
 export type LogPosition = Unit<"LogPosition">;
-/** Index of a 4 KiB data slot inside the first image's file; what the index stores. */
-export type Slot = Unit<"Slot">;
 
 /** Size of a disk block, the unit of the index and of moving and dropping. */
 export const BLOCK_SIZE = 4096;
 
 export const byteOffset = (n: number): ByteOffset => n as ByteOffset;
 export const byteCount = (n: number): ByteCount => n as ByteCount;
-export const blockIndex = (n: number): BlockIndex => n as BlockIndex;
 export const blockCount = (n: number): BlockCount => n as BlockCount;
-export const lba = (n: number): Lba => n as Lba;
-export const fsBlock = (n: number): FsBlock => n as FsBlock;
 export const logPosition = (n: number): LogPosition => n as LogPosition;
-export const slot = (n: number): Slot => n as Slot;
-
-/** Byte position of the first byte of a disk block. */
-export const offsetOfBlock = (block: BlockIndex): ByteOffset => (block * BLOCK_SIZE) as ByteOffset;
-/** The disk block that holds the byte at `at`. Exact up to 2^53. */
-export const blockAt = (at: ByteOffset): BlockIndex => divFloor(at, BLOCK_SIZE) as BlockIndex;
-/** Byte position of a file-system block inside its volume. */
-export const offsetOfFsBlock = (block: FsBlock, blockSize: ByteCount): ByteOffset =>
-	(block * blockSize) as ByteOffset;
-/** Byte position of a logical sector. */
-export const offsetOfLba = (sector: Lba, sectorSize: ByteCount): ByteOffset => (sector * sectorSize) as ByteOffset;
 
 export const divFloor = (n: number, by: number): number => Math.floor(n / by);
 export const divCeil = (n: number, by: number): number => Math.ceil(n / by);
-/** Divides where the caller knows that nothing is left over; throws a RangeError (a bug) otherwise. */
-export function divExact(n: number, by: number): number {
-	const quotient = n / by;
-	if (!Number.isInteger(quotient)) throw new RangeError(`${n} is not a multiple of ${by}`);
-	return quotient;
-}
 export const roundDown = (n: number, to: number): number => divFloor(n, to) * to;
 export const roundUp = (n: number, to: number): number => divCeil(n, to) * to;
 export const isPowerOfTwo = (n: number): boolean => Number.isInteger(n) && n > 0 && (n & (n - 1)) === 0;

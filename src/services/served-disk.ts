@@ -96,7 +96,12 @@ export class ServedDisk implements AsyncDisposable {
 	#refusing = false;
 	#closed: Promise<void> | undefined;
 
-	private constructor(directory: DiskDirectory, plane: DataPlane, opened: LogPosition, onEvent: (line: string) => void) {
+	private constructor(
+		directory: DiskDirectory,
+		plane: DataPlane,
+		opened: LogPosition,
+		onEvent: (line: string) => void,
+	) {
 		this.#directory = directory;
 		this.#plane = plane;
 		this.#onEvent = onEvent;
@@ -181,7 +186,10 @@ export class ServedDisk implements AsyncDisposable {
 	async commit(onProgress: (counters: CleanerCounters) => void = () => {}): Promise<CommitReport> {
 		const status = await this.#plane.ask("status");
 		if (status.clients > 0)
-			throw new VmsweepError("DISK_LOCKED", `${this.path} has ${status.clients} clients. Shut the VM down, then commit.`);
+			throw new VmsweepError(
+				"DISK_LOCKED",
+				`${this.path} has ${status.clients} clients. Shut the VM down, then commit.`,
+			);
 		return await this.#exclusive(async () => {
 			const before = await this.#sizes();
 			const counters = { ...this.#cleaner.counters };
@@ -328,7 +336,10 @@ export class ServedDisk implements AsyncDisposable {
 	}
 
 	async #sizes(): Promise<{ first: number; second: number }> {
-		const [first, second] = await Promise.all([this.#directory.firstHostBytes(), this.#directory.second.allocatedBytes()]);
+		const [first, second] = await Promise.all([
+			this.#directory.firstHostBytes(),
+			this.#directory.second.allocatedBytes(),
+		]);
 		return { first, second };
 	}
 

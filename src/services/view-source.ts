@@ -50,7 +50,8 @@ const readFile = promisify(read);
 async function readFully(fd: number, at: number, into: Uint8Array): Promise<void> {
 	for (let done = 0; done < into.length; ) {
 		const { bytesRead } = await readFile(fd, into, done, into.length - done, at + done);
-		if (bytesRead === 0) throw new VmsweepError("IO", "the first image ends inside a segment. Check the host's storage.");
+		if (bytesRead === 0)
+			throw new VmsweepError("IO", "the first image ends inside a segment. Check the host's storage.");
 		done += bytesRead;
 	}
 }

@@ -44,7 +44,9 @@ test("600 MiB written and deleted: B grows by at most 8 MiB, the first image hol
 	await waitUntil(isSmall, () => `space to come back: ${shown()}`, { timeoutSeconds: 60, everyMs: 200 });
 	t.diagnostic(`${shown()}, ${((performance.now() - deleted) / 1000).toFixed(1)} s after the deletion`);
 	const status = await server.status();
-	t.diagnostic(`dropped ${mib(status.cleaner.droppedBytes)}, moved ${mib(status.cleaner.movedBytes)}, wrote ${mib(status.guest.writtenBytes)}`);
+	t.diagnostic(
+		`dropped ${mib(status.cleaner.droppedBytes)}, moved ${mib(status.cleaner.movedBytes)}, wrote ${mib(status.guest.writtenBytes)}`,
+	);
 	assert.equal(await guest.run("echo 3 > /proc/sys/vm/drop_caches; cat /mnt/kept"), "kept\n", "the guest goes on");
 });
 

@@ -2,8 +2,8 @@
 // kinds of sockets.
 
 import assert from "node:assert/strict";
-import { stat, truncate, writeFile } from "node:fs/promises";
-import { describe, test, type TestContext } from "node:test";
+import { open, stat, truncate, writeFile } from "node:fs/promises";
+import { describe, type TestContext, test } from "node:test";
 import { type TemporaryFolder, temporaryFolder } from "../support/folders.ts";
 import { hashFile } from "../support/hashes.ts";
 import { type PlaneOptions, type PlaneServer, startPlane } from "../support/plane-server.ts";
@@ -31,7 +31,6 @@ async function makeImage(path: string, size: number, seed: number): Promise<void
 	const random = seededRandom(seed);
 	await writeFile(path, "");
 	await truncate(path, size);
-	const { open } = await import("node:fs/promises");
 	await using file = await open(path, "r+");
 	for (let i = 0; i < 24; i++) {
 		const length = random.between(1, 700_000);
@@ -194,7 +193,7 @@ describe("libnbd", () => {
 
 	test("nbdcopy goes both ways, over several connections, sparse, with and without extents", async (t: TestContext) => {
 		if (!requireTool(t, "nbdcopy")) return;
-		await using f = await fixture();
+		await using f = await fixture({ size: 32 * MiB });
 		const { folder, server } = f;
 		const [image, back] = [folder.file("image"), folder.file("back")];
 		const ways: [string, string[]][] = [
@@ -202,14 +201,11 @@ describe("libnbd", () => {
 			[server.tcpUri, ["--connections=2", "--synchronous"]],
 			[server.uri, ["--no-extents", "--sparse=0"]],
 			[server.uri, ["--allocated", "--flush"]],
-			[server.uri, ["--destination-is-zero", "--connections=4"]],
 		];
 		for (const [index, [uri, how]] of ways.entries()) {
 			await makeImage(image, server.size, 10 + index);
-			if (how.includes("--destination-is-zero")) await runOk("nbdcopy", ["null:", uri]).catch(() => {});
-			if (how.includes("--destination-is-zero")) await runOk("qemu-io", ["-f", "raw", "-c", "write -z -u 0 64M", uri]);
 			await runOk("nbdcopy", [...how, image, uri]);
-			await runOk("nbdcopy", [...how.filter((option) => option !== "--destination-is-zero"), uri, back]);
+			await runOk("nbdcopy", [...how, uri, back]);
 			assert.equal(await hashFile(back), await hashFile(image), how.join(" "));
 			await truncate(back, 0);
 		}

@@ -2,12 +2,12 @@
 // again (the page cache outlives a process; power cuts are the simulation's business), and nothing is invented.
 
 import assert from "node:assert/strict";
-import { describe, test, type TestContext } from "node:test";
+import { describe, type TestContext, test } from "node:test";
 import { commandFlag } from "../../src/core/nbd/protocol.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { NbdClient } from "../support/nbd-client.ts";
 import { spawnPlane, startPlane } from "../support/plane-server.ts";
-import { runOk } from "../support/processes.ts";
+import { run, runOk } from "../support/processes.ts";
 import { type Random, seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
 
@@ -91,7 +91,10 @@ describe("SIGKILL", () => {
 			const before = ledger.acknowledged.reduce((sum, version) => sum + version, 0);
 			const work = clients.map((client, i) => ledger.writeUntilTheEnd(client, random, i * share, share));
 			const goal = before + random.between(200, 8000);
-			await process.until(() => ledger.acknowledged.reduce((sum, version) => sum + version, 0) >= goal, "enough writes");
+			await process.until(
+				() => ledger.acknowledged.reduce((sum, version) => sum + version, 0) >= goal,
+				"enough writes",
+			);
 			await process.kill();
 			await Promise.all(work);
 			await Promise.all(clients.map((client) => client.closed));
@@ -105,13 +108,23 @@ describe("SIGKILL", () => {
 		if (!requireTool(t, "fio")) return;
 		await using folder = await temporaryFolder();
 		const options = { directory: folder.file("d"), size: 32 * MiB };
-		const job = ["--name=v", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=16m", "--verify=crc32c"];
+		const job = [
+			"--name=v",
+			"--ioengine=nbd",
+			"--rw=randwrite",
+			"--bs=4k",
+			"--iodepth=32",
+			"--size=16m",
+			"--verify=crc32c",
+		];
 		{
 			const { process, uri, socketPath } = await spawnPlane(options);
 			await using _ = process;
 			await runOk("fio", [...job, `--uri=${uri}`, "--do_verify=0", "--end_fsync=1"], { folder: folder.path });
 			await using client = await NbdClient.connect({ path: socketPath });
-			const noise = Array.from({ length: 200 }, (_, i) => client.write(16 * MiB + i * K, Buffer.alloc(K, 1)).catch(() => {}));
+			const noise = Array.from({ length: 200 }, (_, i) =>
+				client.write(16 * MiB + i * K, Buffer.alloc(K, 1)).catch(() => {}),
+			);
 			await process.kill();
 			await Promise.all(noise);
 		}
@@ -145,10 +158,26 @@ test("SIGTERM ends a server cleanly while clients write", async () => {
 		const client = await NbdClient.connect({ path });
 		const work = ledger.writeUntilTheEnd(client, seededRandom(1), 0, 1000);
 		await process.until(() => ledger.acknowledged.some((version) => version > 2), "some writes");
-		assert.deepEqual(await process.end().then(({ exitCode, stderr }) => ({ exitCode, stderr })), { exitCode: 0, stderr: "" });
+		assert.deepEqual(await process.end().then(({ exitCode, stderr }) => ({ exitCode, stderr })), {
+			exitCode: 0,
+			stderr: "",
+		});
 		await work;
 	}
 	await using server = await startPlane(options);
 	await using client = await NbdClient.connect({ path: server.socketPath });
 	await ledger.check(client);
+});
+
+test("a process that exits does not wait for its data plane", async () => {
+	await using folder = await temporaryFolder();
+	const support = join(import.meta.dirname, "../support/plane-server.ts");
+	const script = `
+		import { startPlane } from ${JSON.stringify(support)};
+		await startPlane({ directory: ${JSON.stringify(folder.file("d"))}, size: ${MiB} });
+		process.exit(7);`;
+	const { exitCode } = await run(process.execPath, ["--input-type=module-typescript", "-e", script], {
+		timeoutSeconds: 30,
+	});
+	assert.equal(exitCode, 7);
 });

@@ -2,7 +2,7 @@
 // contents to the byte, errors, durability, allocation. Source: the NBD protocol document.
 
 import assert from "node:assert/strict";
-import { describe, test, type TestContext } from "node:test";
+import { describe, type TestContext, test } from "node:test";
 import fc from "fast-check";
 import { allocation, command, commandFlag, errno, transmissionFlag } from "../../src/core/nbd/protocol.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/folders.ts";

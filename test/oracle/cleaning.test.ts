@@ -15,7 +15,10 @@ test("files are right, and the host has its space back, after work under cleanin
 
 test("the same with a log that is always nearly full", async (t) => {
 	if (!requireTool(t, ...tools)) return;
-	await workUnderCleaning(t, { load: ["--rounds", "3", "--seconds", "4", "--shutdown"], serve: ["--log-limit", "96M"] });
+	await workUnderCleaning(t, {
+		load: ["--rounds", "3", "--seconds", "4", "--shutdown"],
+		serve: ["--log-limit", "96M"],
+	});
 });
 
 test("kill -9 of the server while it cleans: what was synced is there, eight times", async (t) => {

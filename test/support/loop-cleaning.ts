@@ -74,7 +74,16 @@ export async function workUnderCleaning(t: TestContext, options: WorkOptions): P
 			await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
 			await runOk("mke2fs", ["-q", "-F", ...mkfs, device.path]);
 			await mkdir(folder.file("mnt"));
-			const work = ["work", device.path, folder.file("mnt"), "--mount-options", mountOptions, "--seed", String(seed), ...load];
+			const work = [
+				"work",
+				device.path,
+				folder.file("mnt"),
+				"--mount-options",
+				mountOptions,
+				"--seed",
+				String(seed),
+				...load,
+			];
 			const finished = await run(loadProgram, work, { timeoutSeconds: 3600 });
 			await run("umount", [folder.file("mnt")]);
 			t.diagnostic(finished.stderr.trim());
@@ -86,10 +95,14 @@ export async function workUnderCleaning(t: TestContext, options: WorkOptions): P
 		await runOk("nbdcopy", [server.uri, image]);
 		const used = await usedBytes(image);
 		const most = used * 1.02 + 64 * MIB;
-		await waitUntil(async () => (await imageBytes(disk)) <= most, () => `space to come back: at most ${mib(most)} for both images`, {
-			timeoutSeconds: 60,
-			everyMs: 500,
-		}).catch(async (error: unknown) => {
+		await waitUntil(
+			async () => (await imageBytes(disk)) <= most,
+			() => `space to come back: at most ${mib(most)} for both images`,
+			{
+				timeoutSeconds: 60,
+				everyMs: 500,
+			},
+		).catch(async (error: unknown) => {
 			throw new Error(`${String(error)}; ${JSON.stringify(await server.status())}`);
 		});
 		const { cleaner, guest } = await server.status();
@@ -130,14 +143,17 @@ export async function crashUnderCleaning(t: TestContext, cycles: number, serve: 
 		await load.kill();
 		synced += wholeLines(load);
 		await run("umount", ["-l", mounted.path]);
-		t.diagnostic(`cycle ${cycle}: killed after ${lines} synced files; ${await verifyCrashed(folder.path, disk, synced)}`);
+		t.diagnostic(
+			`cycle ${cycle}: killed after ${lines} synced files; ${await verifyCrashed(folder.path, disk, synced)}`,
+		);
 	}
 	t.diagnostic(`dropped ${mib(droppedBytes)}, moved ${mib(movedBytes)} up to a moment before the crashes`);
 	assert.ok(droppedBytes > 0 && movedBytes > 0, "nothing was cleaned: the test is blind");
 }
 
 /** What a program printed, without a last line that it did not end. */
-export const wholeLines = ({ stdout }: Pick<Running, "stdout">): string => stdout.slice(0, stdout.lastIndexOf("\n") + 1);
+export const wholeLines = ({ stdout }: Pick<Running, "stdout">): string =>
+	stdout.slice(0, stdout.lastIndexOf("\n") + 1);
 
 /** Serves a crashed disk again, replays the journal on a copy, and checks that. Returns what the check said. */
 export async function verifyCrashed(folder: string, disk: string, synced: string): Promise<string> {

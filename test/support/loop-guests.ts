@@ -39,7 +39,9 @@ export async function guestWorks(t: TestContext, rounds: number, secondsPerRound
 		expected = stdout.split("\n").filter((line) => line !== "");
 		const { cleaner, guest: counted } = await server.status();
 		const mib = (bytes: number): string => `${Math.round(bytes / 1024 / 1024)} MiB`;
-		t.diagnostic(`written ${mib(counted.writtenBytes)}, dropped ${mib(cleaner.droppedBytes)}, moved ${mib(cleaner.movedBytes)}`);
+		t.diagnostic(
+			`written ${mib(counted.writtenBytes)}, dropped ${mib(cleaner.droppedBytes)}, moved ${mib(cleaner.movedBytes)}`,
+		);
 		assert.ok(cleaner.droppedBytes > 0, "nothing was dropped: the test is blind");
 		await guest.stop();
 		assert.equal((await server.stop()).exitCode, 0);

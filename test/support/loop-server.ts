@@ -7,7 +7,10 @@ import { type Finished, type Running, runOk, start, vmsweep } from "./processes.
 import { waitUntil } from "./waiting.ts";
 
 /** `vmsweep create`: a new disk of a size such as "2G", or around an existing image. */
-export async function createDisk(disk: string, from: { readonly size: string } | { readonly second: string }): Promise<void> {
+export async function createDisk(
+	disk: string,
+	from: { readonly size: string } | { readonly second: string },
+): Promise<void> {
 	await runOk(vmsweep, ["create", disk, ...("size" in from ? ["--size", from.size] : ["--second", from.second])]);
 }
 

@@ -10,7 +10,16 @@ import { type Running, run, runOk, start } from "./processes.ts";
 import { waitUntil } from "./waiting.ts";
 
 /** What these devices need; for `requireTool`. */
-export const LOOP_TOOLS = ["root", "loop devices", "fuse", "nbdfuse", "losetup", "mke2fs", "e2fsck", "python3"] as const;
+export const LOOP_TOOLS = [
+	"root",
+	"loop devices",
+	"fuse",
+	"nbdfuse",
+	"losetup",
+	"mke2fs",
+	"e2fsck",
+	"python3",
+] as const;
 
 /** A served export, as a loop device. */
 export class LoopDevice implements AsyncDisposable {
@@ -47,10 +56,7 @@ export class LoopDevice implements AsyncDisposable {
 	/** Works whether the server still lives or not; whatever is mounted from it must be unmounted. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		await run("losetup", ["-d", this.path]);
-		await waitUntil(
-			async () => (await run("losetup", [this.path])).exitCode !== 0,
-			`loop device ${this.path} to go`,
-		);
+		await waitUntil(async () => (await run("losetup", [this.path])).exitCode !== 0, `loop device ${this.path} to go`);
 		await run("fusermount3", ["-u", this.#folder]);
 		await this.#fuse[Symbol.asyncDispose]();
 	}
@@ -67,6 +73,12 @@ export class Mounted implements AsyncDisposable {
 	static async mount(device: string, path: string, options = "defaults"): Promise<Mounted> {
 		await mkdir(path, { recursive: true });
 		await runOk("mount", ["-o", options, device, path]);
+		return new Mounted(path);
+	}
+
+	/** For something mounted already. */
+	static async adopt(path: string): Promise<Mounted> {
+		await runOk("mountpoint", ["-q", path]);
 		return new Mounted(path);
 	}
 

@@ -263,7 +263,9 @@ class ByteReader {
 			if (this.socket.destroyed || this.socket.readableEnded) throw new ConnectionEnded("the connection ended");
 			const waiting = new AbortController();
 			const { signal } = waiting;
-			await Promise.race(["readable", "end", "close"].map((event) => once(this.socket, event, { signal }))).catch(() => {});
+			await Promise.race(["readable", "end", "close"].map((event) => once(this.socket, event, { signal }))).catch(
+				() => {},
+			);
 			waiting.abort();
 		}
 		const all = this.#parts.length === 1 ? this.#parts[0]! : Buffer.concat(this.#parts);

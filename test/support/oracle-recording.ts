@@ -9,9 +9,9 @@
 
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { crc32 } from "node:zlib";
-import type { HostFile } from "../../src/core/log/host-file.ts";
 import { geometryOf, KIND_DATA, KIND_DROP, offsetOfPlace } from "../../src/core/log/format.ts";
-import { readSuperblock, Recovery } from "../../src/core/log/recovery.ts";
+import type { HostFile } from "../../src/core/log/host-file.ts";
+import { Recovery, readSuperblock } from "../../src/core/log/recovery.ts";
 import { ALL_SAFEGUARDS } from "../../src/core/log/state.ts";
 import { BLOCK_SIZE, type ByteOffset, byteOffset } from "../../src/foundations/units.ts";
 
@@ -69,7 +69,13 @@ export function readRecording(path: string, unit = BLOCK_SIZE): Recording {
 					const stamp = { position, end: position + 1 };
 					const runs = changedRuns(disk.subarray(at, at + BLOCK_SIZE), bytes, unit);
 					for (const [from, to] of runs)
-						writes.push({ ...stamp, at: at + from, length: to - from, bytes: bytes.subarray(from, to), unchanged: false });
+						writes.push({
+							...stamp,
+							at: at + from,
+							length: to - from,
+							bytes: bytes.subarray(from, to),
+							unchanged: false,
+						});
 					if (runs.length === 0) writes.push({ ...stamp, at, length: BLOCK_SIZE, bytes, unchanged: true });
 					disk.set(bytes, at);
 				}

@@ -91,7 +91,15 @@ export async function playRule({ size, writes }: Recording, options: RuleOptions
 		}
 	}
 	const stillDropped = dropped.reduce((sum, one) => sum + one, 0);
-	return { disk, judged, droppedBlocks, stillDropped, lateBlocks: late.size, incarnations: volume.incarnation, reasons: [...reasons] };
+	return {
+		disk,
+		judged,
+		droppedBlocks,
+		stillDropped,
+		lateBlocks: late.size,
+		incarnations: volume.incarnation,
+		reasons: [...reasons],
+	};
 }
 
 /** The disk as it was recorded, without any dropping. */
@@ -117,7 +125,9 @@ const asMetadataWrite = ({ at, length, bytes, position, end }: RecordedWrite): M
 /** True where the write ends with a unit that begins with its range's commit mark. */
 function isMarked(watch: readonly WatchRange[], { at, length, bytes }: RecordedWrite): boolean {
 	if (bytes === undefined) return false;
-	const range = watch.find(({ start, length: size, mark }) => mark !== undefined && at >= start && at + length <= start + size);
+	const range = watch.find(
+		({ start, length: size, mark }) => mark !== undefined && at >= start && at + length <= start + size,
+	);
 	const mark = range?.mark;
 	if (mark === undefined || length < mark.every) return false;
 	const unit = length - mark.every;

@@ -37,7 +37,11 @@ export interface RecordedRun {
 }
 
 /** Records a load; null where this kernel can't mount the case (the test is then skipped). */
-export async function recordLoad(t: TestContext, size: string, { mkfs, mountOptions, load = [], unit }: OracleCase): Promise<RecordedRun | null> {
+export async function recordLoad(
+	t: TestContext,
+	size: string,
+	{ mkfs, mountOptions, load = [], unit }: OracleCase,
+): Promise<RecordedRun | null> {
 	const seed = testSeed() % 1_000_000;
 	t.diagnostic(`VMSWEEP_SEED=${seed}`);
 	await using folder = await temporaryFolder();
@@ -70,7 +74,11 @@ export async function recordLoad(t: TestContext, size: string, { mkfs, mountOpti
 	await writeFile(image, playWrites(recording));
 	const metadata = await metadataBlocks(image);
 	const run_ = { recording, from, expected, metadata };
-	assert.equal((await compareFiles(playWrites(recording), run_)).damaged, 0, "the recording itself is not what the load wrote");
+	assert.equal(
+		(await compareFiles(playWrites(recording), run_)).damaged,
+		0,
+		"the recording itself is not what the load wrote",
+	);
 	return run_;
 }
 
@@ -80,7 +88,12 @@ export interface Judgement extends RuleOutcome {
 }
 
 /** Applies a rule to a recorded run and compares all files. */
-export async function judge(t: TestContext, name: string, recorded: RecordedRun, options: Omit<RuleOptions, "from"> = {}): Promise<Judgement> {
+export async function judge(
+	t: TestContext,
+	name: string,
+	recorded: RecordedRun,
+	options: Omit<RuleOptions, "from"> = {},
+): Promise<Judgement> {
 	const outcome = await playRule(recorded.recording, { ...options, from: recorded.from, metadata: recorded.metadata });
 	const judgement = { ...outcome, ...(await compareFiles(outcome.disk, recorded)) };
 	const { disk: _, ...shown } = judgement;
@@ -109,9 +122,11 @@ async function metadataBlocks(image: string): Promise<Set<number>> {
 	const blockSize = Number(/^Block size:\s+(\d+)/m.exec(dump)![1]);
 	const blocks = new Set<number>();
 	const add = (first: number, last: number): void => {
-		for (let at = Math.floor((first * blockSize) / BLOCK_SIZE); at * BLOCK_SIZE < (last + 1) * blockSize; at++) blocks.add(at);
+		for (let at = Math.floor((first * blockSize) / BLOCK_SIZE); at * BLOCK_SIZE < (last + 1) * blockSize; at++)
+			blocks.add(at);
 	};
-	const places = /(?:superblock|Group descriptors|descriptors|Block bitmap|Inode bitmap|Inode table) at (\d+)(?:-(\d+))?/g;
+	const places =
+		/(?:superblock|Group descriptors|descriptors|Block bitmap|Inode bitmap|Inode table) at (\d+)(?:-(\d+))?/g;
 	for (const [, first, last] of dump.matchAll(places)) add(Number(first), Number(last ?? first));
 	const journal = Number(/^Journal inode:\s+(\d+)/m.exec(dump)?.[1] ?? 0);
 	if (journal > 0) {

@@ -167,4 +167,3 @@ async function main(options: PlaneOptions): Promise<void> {
 }
 
 if (import.meta.main) await main(JSON.parse(process.argv[2]!) as PlaneOptions);
-

@@ -68,7 +68,6 @@ export const preadvNoWait = (fd: number, list: number, count: number, at: number
 
 export const write = call("int64_t write(int fd, uintptr_t from, size_t length)");
 export const read = call("int64_t read(int fd, uintptr_t into, size_t length)");
-export const dup = call("int dup(int fd)");
 export const close = call("int close(int fd)");
 export const fdatasync = call("int fdatasync(int fd)");
 export const fallocate = call("int fallocate(int fd, int mode, int64_t at, int64_t length)");
@@ -98,7 +97,6 @@ export const copyFileRangeAsync = callAsync(
 );
 export const fallocateAsync = callAsync("int fallocate(int fd, int mode, int64_t at, int64_t length)");
 export const ioctlAsync = callAsync("int ioctl(int fd, ulong request, uintptr_t argument)");
-export const pwritevAsync = callAsync("int64_t pwritev(int fd, uintptr_t list, int count, int64_t at)");
 
 export const MSG_DONTWAIT = 0x40;
 export const MSG_NOSIGNAL = 0x4000;

@@ -123,7 +123,14 @@ export class Connection {
 	#write: IncomingWrite | undefined;
 	/** Why the request that is being parsed can't be done; 0 for none. */
 	#currentError = 0;
-	readonly #writeRecord: IncomingWrite = { zeroes: false, offset: 0, remaining: 0, cookieHigh: 0, cookieLow: 0, flags: 0 };
+	readonly #writeRecord: IncomingWrite = {
+		zeroes: false,
+		offset: 0,
+		remaining: 0,
+		cookieHigh: 0,
+		cookieLow: 0,
+		flags: 0,
+	};
 
 	constructor(setup: ClientSetup) {
 		this.fd = setup.fd;
@@ -201,7 +208,8 @@ export class Connection {
 		this.input.consume(Request.size);
 		switch (type) {
 			case command.READ: {
-				const error = rangeError(sink, flags, commandFlag.DF, offset, length) || (length > PAYLOAD_BYTES_MAX ? errno.EINVAL : 0);
+				const error =
+					rangeError(sink, flags, commandFlag.DF, offset, length) || (length > PAYLOAD_BYTES_MAX ? errno.EINVAL : 0);
 				if (error !== 0) pending.push(PENDING_ERROR, cookieHigh, cookieLow, offset, error, 0);
 				// A data chunk must not be empty ("Structured reply types").
 				else pending.push(length > 0 ? PENDING_READ : PENDING_DONE, cookieHigh, cookieLow, offset, length, flags);
@@ -209,7 +217,14 @@ export class Connection {
 			}
 			case command.FLUSH:
 				// The document reserves offset and length; some clients send them all the same.
-				pending.push(flags & ~commandFlag.FUA ? PENDING_ERROR : PENDING_FLUSH, cookieHigh, cookieLow, 0, errno.EINVAL, 0);
+				pending.push(
+					flags & ~commandFlag.FUA ? PENDING_ERROR : PENDING_FLUSH,
+					cookieHigh,
+					cookieLow,
+					0,
+					errno.EINVAL,
+					0,
+				);
 				return 0;
 			case command.CACHE: {
 				const error = rangeError(sink, flags, 0, offset, length);
@@ -234,7 +249,14 @@ export class Connection {
 	}
 
 	/** Takes a write's header off the input: what follows is its payload, or zeros to be made up. */
-	#beginWrite(zeroes: boolean, offset: number, length: number, cookieHigh: number, cookieLow: number, flags: number): void {
+	#beginWrite(
+		zeroes: boolean,
+		offset: number,
+		length: number,
+		cookieHigh: number,
+		cookieLow: number,
+		flags: number,
+	): void {
 		const write = this.#writeRecord;
 		write.zeroes = zeroes;
 		write.offset = offset;
@@ -252,7 +274,10 @@ export class Connection {
 		let piece = Math.min(write.remaining, ZERO_PIECE_BYTES);
 		const complete = piece === write.remaining || this.#currentError !== 0;
 		if (!complete) piece -= (write.offset + piece) % BLOCK_SIZE;
-		if (this.#currentError === 0 && !sink.stageZeroes(this, write.offset, piece, "allocate", complete ? this.pending.count : -1)) {
+		if (
+			this.#currentError === 0 &&
+			!sink.stageZeroes(this, write.offset, piece, "allocate", complete ? this.pending.count : -1)
+		) {
 			this.stalled = true;
 			return false;
 		}

@@ -52,10 +52,12 @@ export class DataPlane implements AsyncDisposable {
 		const { onEvent: _, onDeath, ...rest } = setup;
 		const worker: WorkerSetup = { ...rest, helperMemory: this.#helperMemory, bell: this.#bell };
 		this.#helpers = Array.from({ length: HELPER_COUNT }, () => startWorker("helper-worker", helper));
-		this.#worker = startWorker("worker", worker);
+		this.#worker = startWorker("plane-worker", worker);
 		this.#worker.on("message", (reply: PlaneReply) => this.#hear(reply));
 		this.#worker.on("error", (error) => {
-			const death = new VmsweepError("BUG", `the data plane stopped: ${String(error)}. Please report it.`, { cause: error });
+			const death = new VmsweepError("BUG", `the data plane stopped: ${String(error)}. Please report it.`, {
+				cause: error,
+			});
 			this.#end(death);
 			onDeath(death);
 		});
@@ -82,7 +84,7 @@ export class DataPlane implements AsyncDisposable {
 	/** Asks the data plane; rejects with its error, or DISK_STOPPED once it has ended. */
 	ask<K extends PlaneCall>(
 		kind: K,
-		...input: PlaneCalls[K]["input"] extends void ? [] : [PlaneCalls[K]["input"]]
+		...input: undefined extends PlaneCalls[K]["input"] ? [] : [PlaneCalls[K]["input"]]
 	): Promise<PlaneCalls[K]["output"]> {
 		if (this.#stopped !== undefined) return Promise.reject(this.#stopped);
 		return new Promise((resolve, reject) => {
@@ -134,10 +136,15 @@ export class DataPlane implements AsyncDisposable {
 	async #joinThreads(): Promise<void> {
 		await this.#exited;
 		stopHelpers(this.#helperMemory);
-		await Promise.all(this.#helpers.map((helper) => new Promise((resolve) => {
-			if (helper.threadId < 0) resolve(0);
-			else helper.once("exit", resolve);
-		})));
+		await Promise.all(
+			this.#helpers.map(
+				(helper) =>
+					new Promise((resolve) => {
+						if (helper.threadId < 0) resolve(0);
+						else helper.once("exit", resolve);
+					}),
+			),
+		);
 		sys.close(this.#bell);
 	}
 }

@@ -11,7 +11,13 @@ import type { Plane } from "./plane.ts";
 /** Free segments punched per `trim`: bounds how long the guest waits for it. */
 const PUNCH_AT_ONCE = 4;
 
-type Handlers = { readonly [K in PlaneCall]: (input: PlaneCalls[K]["input"], done: (output: PlaneCalls[K]["output"]) => void, fail: (error: unknown) => void) => void };
+type Handlers = {
+	readonly [K in PlaneCall]: (
+		input: PlaneCalls[K]["input"],
+		done: (output: PlaneCalls[K]["output"]) => void,
+		fail: (error: unknown) => void,
+	) => void;
+};
 
 export interface PlaneHandlers {
 	/** Runs one call; exactly one of `done` and `fail` is called, now or later. */
@@ -21,7 +27,10 @@ export interface PlaneHandlers {
 export function planeHandlers(plane: Plane, file: HostFile): PlaneHandlers {
 	const { log, viewPoints } = plane;
 	const handlers: Handlers = {
-		attach: (setup: ClientSetup, done) => done(plane.attach(setup)),
+		attach: (setup: ClientSetup, done) => {
+			plane.attach(setup);
+			done(undefined);
+		},
 		status: (_, done) => done(statusOf(plane)),
 		flush: (_, done, fail) => {
 			plane.flush((error) => {
@@ -44,10 +53,16 @@ export function planeHandlers(plane: Plane, file: HostFile): PlaneHandlers {
 		},
 		punched: (runs, done) => done(log.punched(runs)),
 		takeView: (_, done) => done(viewPoints.take()),
-		releaseView: (id, done) => done(viewPoints.release(id)),
+		releaseView: (id, done) => {
+			viewPoints.release(id);
+			done(undefined);
+		},
 		isDurable: (id, done) => done(viewPoints.view(id).durable),
 		locate: ({ view, block, count }, done) => done(locate(plane, view, block, count)),
-		watch: (plan, done) => done(viewPoints.setPlan(plan)),
+		watch: (plan, done) => {
+			viewPoints.setPlan(plan);
+			done(undefined);
+		},
 		collect: (_, done) => done(viewPoints.collect()),
 		trim: (_, done) => {
 			const ranges = log.borrowCold(PUNCH_AT_ONCE);

@@ -39,13 +39,13 @@ export interface ViewHandle {
 
 /** What the control plane can ask: input and output per kind. */
 export interface PlaneCalls {
-	attach: { input: ClientSetup; output: void };
-	status: { input: void; output: PlaneStatus };
+	attach: { input: ClientSetup; output: undefined };
+	status: { input: undefined; output: PlaneStatus };
 	/** Answers once everything written so far is durable. */
-	flush: { input: void; output: void };
+	flush: { input: undefined; output: undefined };
 	/** Closes the active segment, so that it can be cleaned. */
-	seal: { input: void; output: void };
-	segments: { input: void; output: SegmentInfo[] };
+	seal: { input: undefined; output: undefined };
+	segments: { input: undefined; output: SegmentInfo[] };
 	/** A segment's current blocks: [block, count, first slot, file offset]…. */
 	liveRuns: { input: number; output: Float64Array };
 	/** Pairs [block, count] of a segment's ranges that read as zeros now. */
@@ -56,20 +56,20 @@ export interface PlaneCalls {
 	dropped: { input: { runs: Float64Array; view: number }; output: Float64Array };
 	/** Pairs that read as zeros in the second image, durably. */
 	punched: { input: Float64Array; output: number };
-	takeView: { input: void; output: ViewHandle };
-	releaseView: { input: number; output: void };
+	takeView: { input: undefined; output: ViewHandle };
+	releaseView: { input: number; output: undefined };
 	/** True where every write that the view shows is durable. */
 	isDurable: { input: number; output: boolean };
 	/** Where the blocks of a view are, in order: [block, count, value, file offset, log position]…; see LOCATED_STRIDE. */
 	locate: { input: { view: number; block: number; count: number }; output: Float64Array };
-	watch: { input: WatchPlan | undefined; output: void };
-	collect: { input: void; output: Collected };
+	watch: { input: WatchPlan; output: undefined };
+	collect: { input: undefined; output: Collected };
 	/** Punches some free segments and cuts the file's end; answers the host bytes given back. */
-	trim: { input: void; output: number };
+	trim: { input: undefined; output: number };
 	/** True: writes without room fail with ENOSPC; false: they wait. */
-	refuseWhenFull: { input: boolean; output: void };
+	refuseWhenFull: { input: boolean; output: undefined };
 	/** Flushes, closes the log cleanly and ends the thread. */
-	stop: { input: void; output: void };
+	stop: { input: undefined; output: undefined };
 }
 
 /**

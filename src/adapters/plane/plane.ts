@@ -23,14 +23,7 @@ import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
 import { allocationRuns } from "./allocation.ts";
 import type { ClientSetup, RequestSink, ZeroMode } from "./connection.ts";
-import {
-	Connection,
-	PENDING_DONE,
-	PENDING_ERROR,
-	PENDING_FLUSH,
-	PENDING_READ,
-	PENDING_STATUS,
-} from "./connection.ts";
+import { Connection, PENDING_DONE, PENDING_ERROR, PENDING_FLUSH, PENDING_READ, PENDING_STATUS } from "./connection.ts";
 import { DiskReader } from "./disk-reader.ts";
 import { HelperPool, JOB_DATASYNC } from "./helpers.ts";
 import type { SlowRead } from "./slow-reads.ts";
@@ -256,7 +249,11 @@ export class Plane implements RequestSink {
 
 	#pollView(count: number): DataView {
 		if (this.#pollMemory.bytes.length < count * POLLFD_BYTES) this.#pollMemory = sys.pin(2 * count * POLLFD_BYTES);
-		return new DataView(this.#pollMemory.bytes.buffer, this.#pollMemory.bytes.byteOffset, this.#pollMemory.bytes.length);
+		return new DataView(
+			this.#pollMemory.bytes.buffer,
+			this.#pollMemory.bytes.byteOffset,
+			this.#pollMemory.bytes.length,
+		);
 	}
 
 	#reapClients(): void {
@@ -282,9 +279,11 @@ export class Plane implements RequestSink {
 		const tailStart = Math.max(headEnd, Math.floor((at + length) / BLOCK_SIZE) * BLOCK_SIZE);
 		let whole = true;
 		if (headEnd > at) whole = this.#stagePart(client, at, headEnd - at, source, from, owner);
-		if (tailStart > headEnd) this.#stageBlocks(client, headEnd, tailStart - headEnd, source, from + headEnd - at, owner);
+		if (tailStart > headEnd)
+			this.#stageBlocks(client, headEnd, tailStart - headEnd, source, from + headEnd - at, owner);
 		if (at + length > tailStart)
-			whole = this.#stagePart(client, tailStart, at + length - tailStart, source, from + tailStart - at, owner) && whole;
+			whole =
+				this.#stagePart(client, tailStart, at + length - tailStart, source, from + tailStart - at, owner) && whole;
 		if (!whole) this.viewPoints.lose();
 		else if (this.viewPoints.isWatching) this.#noteWrite(at, length, source, from);
 		return true;
@@ -323,7 +322,14 @@ export class Plane implements RequestSink {
 	}
 
 	/** Stages a part of one block, merged with what the block holds now; false where that can't be read. */
-	#stagePart(client: Connection, at: number, length: number, source: PinnedBytes, from: number, owner: number): boolean {
+	#stagePart(
+		client: Connection,
+		at: number,
+		length: number,
+		source: PinnedBytes,
+		from: number,
+		owner: number,
+	): boolean {
 		this.commitStaged();
 		const block = Math.floor(at / BLOCK_SIZE);
 		const scratch = this.#scratchNext;
@@ -361,8 +367,7 @@ export class Plane implements RequestSink {
 
 	#failStaged(done: number, count: number): void {
 		const cause = this.log.commitError;
-		for (let i = done; i < count; i++)
-			this.#failOwner(this.#stagedClient[i]!, this.#stagedOwner[i]!, nbdErrno(cause));
+		for (let i = done; i < count; i++) this.#failOwner(this.#stagedClient[i]!, this.#stagedOwner[i]!, nbdErrno(cause));
 		if (this.log.poisoned) this.#reportPoison(cause?.message ?? "the first image can't be written");
 	}
 
@@ -475,7 +480,7 @@ export class Plane implements RequestSink {
 		const pending = client.pending;
 		for (let i = 0; i < pending.count; i++) {
 			const [high, low] = [pending.cookieHigh[i]!, pending.cookieLow[i]!];
-			switch (pending.kind[i]) {
+			switch (pending.kind[i]!) {
 				case PENDING_DONE:
 					this.#putDone(client, high, low);
 					break;
@@ -537,7 +542,9 @@ export class Plane implements RequestSink {
 		this.#answerSlow({ client, cookieHigh: high, cookieLow: low, offset, length, buffer, result });
 	}
 
-	#answerSlow(read: Pick<SlowRead, "client" | "cookieHigh" | "cookieLow" | "offset" | "length" | "buffer" | "result">): void {
+	#answerSlow(
+		read: Pick<SlowRead, "client" | "cookieHigh" | "cookieLow" | "offset" | "length" | "buffer" | "result">,
+	): void {
 		const { client, cookieHigh, cookieLow, offset, length } = read;
 		if (client.broken) return;
 		if (read.result < 0) this.#putError(client, cookieHigh, cookieLow, errno.EIO);

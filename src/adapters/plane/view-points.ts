@@ -42,7 +42,14 @@ export class ViewPoints {
 	}
 
 	/** Notes a write that is in the log, and takes a view where it ends in a commit record. */
-	note(at: number, length: number, source: Uint8Array | undefined, from: number, position: LogPosition, end: LogPosition): void {
+	note(
+		at: number,
+		length: number,
+		source: Uint8Array | undefined,
+		from: number,
+		position: LogPosition,
+		end: LogPosition,
+	): void {
 		const watches = this.#watches;
 		if (watches === undefined) return;
 		watches.note(at, length, source, from, position, end);

@@ -114,7 +114,14 @@ export class WatchSet {
 	}
 
 	/** Notes the watched parts of a write; `source` holds its bytes from `from` on, or is undefined for zeros. */
-	note(at: number, length: number, source: Uint8Array | undefined, from: number, position: LogPosition, end: LogPosition): void {
+	note(
+		at: number,
+		length: number,
+		source: Uint8Array | undefined,
+		from: number,
+		position: LogPosition,
+		end: LogPosition,
+	): void {
 		if (overlapping(this.plan.identity, at, length).length > 0) this.#identityTouched = true;
 		for (const range of overlapping(this.plan.ranges, at, length)) {
 			const start = Math.max(at, range.start);

@@ -9,7 +9,8 @@ export interface BlockRun {
 /** Adds a run at the end of a sorted list, joining it with its neighbour. */
 export function appendRun(runs: BlockRun[], block: number, count: number): void {
 	const last = runs.at(-1);
-	if (last !== undefined && last.block + last.count === block) runs[runs.length - 1] = { block: last.block, count: last.count + count };
+	if (last !== undefined && last.block + last.count === block)
+		runs[runs.length - 1] = { block: last.block, count: last.count + count };
 	else runs.push({ block, count });
 }
 
@@ -56,7 +57,8 @@ export function joinRuns(runs: readonly BlockRun[]): BlockRun[] {
 export const blocksIn = (runs: readonly BlockRun[]): number => runs.reduce((blocks, { count }) => blocks + count, 0);
 
 /** Runs as the data plane takes them: [block, count]…. */
-export const packRuns = (runs: readonly BlockRun[]): Float64Array => Float64Array.from(runs.flatMap(({ block, count }) => [block, count]));
+export const packRuns = (runs: readonly BlockRun[]): Float64Array =>
+	Float64Array.from(runs.flatMap(({ block, count }) => [block, count]));
 
 /** [block, count]… as runs. */
 export function unpackRuns(packed: Float64Array): BlockRun[] {

@@ -148,8 +148,6 @@ export const StructuredReply = struct("NBD structured reply chunk", 20, {
 
 /** Start of an OFFSET_DATA payload; the data follows. */
 export const OffsetData = struct("NBD_REPLY_TYPE_OFFSET_DATA", 8, { offset: u64be(0) });
-/** Payload of OFFSET_HOLE. */
-export const OffsetHole = struct("NBD_REPLY_TYPE_OFFSET_HOLE", 12, { offset: u64be(0), size: u32be(8) });
 /** Start of an ERROR payload; a message of `messageLength` bytes may follow. */
 export const ErrorChunk = struct("NBD_REPLY_TYPE_ERROR", 6, { error: u32be(0), messageLength: u16be(4) });
 /** Start of a BLOCK_STATUS payload; descriptors follow. */
@@ -211,7 +209,6 @@ export const errno = {
 	ESHUTDOWN: 108,
 } as const;
 
-export type ErrnoName = keyof typeof errno;
 
 /**
  * Largest payload of one request, in bytes: the protocol's own default ("Size constraints": 2^25), which every client

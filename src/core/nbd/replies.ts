@@ -6,8 +6,16 @@
 // A request's cookie is opaque: it is carried as its two 32-bit halves, since a BigInt would be an allocation.
 // Source: NBD protocol document, "Simple reply message" and "Structured reply chunk message".
 
-import { chunk, ErrorChunk, OffsetData, replyFlag, SIMPLE_REPLY_MAGIC, SimpleReply, STRUCTURED_REPLY_MAGIC, StructuredReply } from "./protocol.ts";
-
+import {
+	chunk,
+	ErrorChunk,
+	OffsetData,
+	replyFlag,
+	SIMPLE_REPLY_MAGIC,
+	SimpleReply,
+	STRUCTURED_REPLY_MAGIC,
+	StructuredReply,
+} from "./protocol.ts";
 
 /** Bytes of a reply that carries no data, in either form, at most. */
 export const BARE_REPLY_BYTES = StructuredReply.size + ErrorChunk.size;
@@ -64,7 +72,14 @@ export class ReplyWriter {
 	}
 }
 
-function putChunk(view: DataView, at: number, type: number, cookieHigh: number, cookieLow: number, length: number): number {
+function putChunk(
+	view: DataView,
+	at: number,
+	type: number,
+	cookieHigh: number,
+	cookieLow: number,
+	length: number,
+): number {
 	StructuredReply.write.magic(view, at, STRUCTURED_REPLY_MAGIC);
 	StructuredReply.write.flags(view, at, replyFlag.DONE);
 	StructuredReply.write.type(view, at, type);

@@ -181,7 +181,10 @@ export class Cleaner {
 	}
 
 	/** Free whole blocks in the changed areas, and what was too young before, where it is still free. Sorted. */
-	#candidates(volume: ServedVolume, changed: readonly { readonly start: number; readonly length: number }[]): BlockRun[] {
+	#candidates(
+		volume: ServedVolume,
+		changed: readonly { readonly start: number; readonly length: number }[],
+	): BlockRun[] {
 		const live = volume.live!;
 		const runs: BlockRun[] = [];
 		for (const { start, length } of changed)
@@ -214,7 +217,9 @@ export class Cleaner {
 				({ state, endPosition }) => state === "sealed" && endPosition <= view.position,
 			);
 			this.#remember(sealed);
-			const due = sealed.slice(0, SEGMENTS_PER_ROUND).filter((segment) => urgent || everything || this.#isDue(segment, status));
+			const due = sealed
+				.slice(0, SEGMENTS_PER_ROUND)
+				.filter((segment) => urgent || everything || this.#isDue(segment, status));
 			if (due.length === 0) return;
 			await plane.ask("flush");
 			assert(await plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
@@ -260,7 +265,8 @@ export class Cleaner {
 			await plane.ask("flush");
 		}
 		if (!this.#quiet && !thorough) return;
-		for (let bytes = await plane.ask("trim"); bytes > 0; bytes = await plane.ask("trim")) this.counters.punchedBytes += bytes;
+		for (let bytes = await plane.ask("trim"); bytes > 0; bytes = await plane.ask("trim"))
+			this.counters.punchedBytes += bytes;
 	}
 }
 

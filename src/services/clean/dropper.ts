@@ -7,13 +7,13 @@
 // Where each condition of docs/live-safety.md is kept: E1, E5, E6, E7 in the file system's reader, E2 in `planDrops`,
 // E3 and L5 in the data plane's `dropped` (unchanged since the view), E4 and L4 by `isDurable`, L8 in `wholeBlocks`.
 
+import type { SecondImage } from "../../adapters/images/second-image.ts";
+import { AllocatedRuns } from "../../adapters/os/allocated-runs.ts";
 import type { DataPlane } from "../../adapters/plane/data-plane.ts";
 import { LOCATED_STRIDE, type ViewHandle } from "../../adapters/plane/messages.ts";
-import { AllocatedRuns } from "../../adapters/os/allocated-runs.ts";
-import type { SecondImage } from "../../adapters/images/second-image.ts";
+import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
 import { appendRun, type BlockRun, blocksIn, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
-import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
@@ -82,7 +82,8 @@ export class Dropper {
 			if (value === ZERO) continue;
 			if (value !== ABSENT) placed.push({ block, count, place: "first", position: located[i + 4]! });
 			else
-				for (const stored of this.#storedBlocks(block, count)) placed.push({ ...stored, place: "second", position: -1 });
+				for (const stored of this.#storedBlocks(block, count))
+					placed.push({ ...stored, place: "second", position: -1 });
 		}
 		return placed;
 	}

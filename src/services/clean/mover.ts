@@ -12,9 +12,9 @@
 import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { DataPlane } from "../../adapters/plane/data-plane.ts";
 import type { ViewHandle } from "../../adapters/plane/messages.ts";
+import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type LiveRun, packLiveRuns, partOf, planCopies, unpackLiveRuns } from "../../core/cleaner/plan.ts";
 import { type BlockRun, blocksIn, subtract, unpackRuns } from "../../core/cleaner/runs.ts";
-import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
 import type { Dropper } from "./dropper.ts";

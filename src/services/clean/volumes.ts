@@ -203,7 +203,8 @@ function joined(ranges: readonly ByteRange[]): ByteRange[] {
 		const last = result.at(-1);
 		const end = range.start + range.length;
 		if (last === undefined || last.start + last.length < range.start) result.push(range);
-		else result[result.length - 1] = { start: last.start, length: Math.max(last.length, end - last.start) as ByteCount };
+		else
+			result[result.length - 1] = { start: last.start, length: Math.max(last.length, end - last.start) as ByteCount };
 	}
 	return result;
 }

@@ -75,6 +75,7 @@ export class BlockRanges {
 
 	/** The parts of the ranges inside `[from, to)`, in order. */
 	*within(from: number, to: number): Generator<{ start: number; end: number }> {
+		if (from >= to) return;
 		let low = 0;
 		let high = this.#ends.length;
 		while (low < high) {

@@ -1,7 +1,7 @@
 // Entry of a disk's data-plane thread: opens the first image, then serves until it is told to stop.
 
-import { crc32 } from "@node-rs/crc32";
 import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
+import { crc32 } from "@node-rs/crc32";
 import { FirstImage } from "../../core/log/first-image.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import { byteCount } from "../../foundations/units.ts";
@@ -47,7 +47,12 @@ function serve(setup: WorkerSetup): void {
 			for (let message = receiveMessageOnPort(port); message; message = receiveMessageOnPort(port)) {
 				const request = message.message as PlaneRequest;
 				try {
-					handlers.handle(request.kind, request.input, (output) => say({ id: request.id, output }), (error) => fail(request.id, error));
+					handlers.handle(
+						request.kind,
+						request.input,
+						(output) => say({ id: request.id, output }),
+						(error) => fail(request.id, error),
+					);
 				} catch (error) {
 					fail(request.id, error);
 				}
