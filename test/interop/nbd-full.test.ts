@@ -169,7 +169,7 @@ describe("reads that miss the page cache", () => {
 		let busy = true;
 
 		async function write(): Promise<void> {
-			for (let round = 0; round < 400; round++) {
+			for (let round = 0; round < 250; round++) {
 				const batch = Array.from({ length: 64 }, async () => {
 					const block = random.below(blocks);
 					const version = ++sent[block]!;

@@ -16,8 +16,7 @@ import type { PinnedBytes } from "../../core/log/host-file.ts";
 import { blockStatusBytesMax, encodeBlockStatus } from "../../core/nbd/block-status.ts";
 import { commandFlag, errno, PAYLOAD_BYTES_MAX } from "../../core/nbd/protocol.ts";
 import { BARE_REPLY_BYTES, READ_HEADER_BYTES } from "../../core/nbd/replies.ts";
-import type { VmsweepError } from "../../foundations/errors.ts";
-import { errorTable } from "../../foundations/errors.ts";
+import { errorTable, VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount, type LogPosition, logPosition } from "../../foundations/units.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
@@ -37,6 +36,8 @@ const ROOM_MARGIN_SEGMENTS = 3;
 /** Flushes and slow reads that a client may have under way before its next requests wait. */
 const IN_FLIGHT_MAX = 1024;
 const POLLFD_BYTES = 8;
+/** Clients at once: each pins some MiB of buffers. */
+const CLIENTS_MAX = 64;
 /** An idle thread looks up this often: the process can only end its threads while they are not in a system call. */
 const IDLE_MS = 500;
 /** Kernel's send buffer per client: a large read's answer then leaves in few pieces. */
@@ -162,8 +163,10 @@ export class Plane implements RequestSink {
 		this.#stopped = true;
 	}
 
-	/** Takes over a connected client. */
+	/** Takes over a connected client. Throws NBD_PROTOCOL where CLIENTS_MAX are connected; the socket stays the caller's. */
 	attach(setup: ClientSetup): void {
+		if (this.#clients.size >= CLIENTS_MAX)
+			throw new VmsweepError("NBD_PROTOCOL", `${CLIENTS_MAX} clients use the disk already; disconnect one`);
 		sys.setSendBuffer(setup.fd, SEND_BUFFER_BYTES);
 		const client = new Connection(setup);
 		this.#clients.set(setup.fd, client);

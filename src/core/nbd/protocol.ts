@@ -209,7 +209,6 @@ export const errno = {
 	ESHUTDOWN: 108,
 } as const;
 
-
 /**
  * Largest payload of one request, in bytes: the protocol's own default ("Size constraints": 2^25), which every client
  * may use unasked.
