@@ -26,8 +26,9 @@ check: setup ## types, format, lint, unused exports, layers, unit tests: under a
 test: setup-guest check ## check, then everything under test/: real tools, real guests
 	@$(TEST) "test/**/*.test.ts"
 
-soak: setup-guest ## long runs: test/soak/*.soak.ts
-	@$(TEST) --test-timeout=14400000 "test/soak/**/*.soak.ts"
+soak: setup-guest ## long runs: test/soak/*.soak.ts, and all variants, seeds and mutations of what make test runs in part
+	@VMSWEEP_THOROUGH=1 VMSWEEP_SIM_RUNS=100000 VMSWEEP_FUZZ_COUNT=200000 $(TEST) --test-timeout=14400000 \
+		"test/soak/**/*.soak.ts" "test/sim/**/*.test.ts" "test/fuzz/**/*.test.ts" "test/interop/map*.test.ts"
 
 demo: setup-guest ## a guest deletes files and the host gets the space back
 	@$(NODE) tools/demo.ts

@@ -200,11 +200,14 @@ async function makeFirstImage(directory: string, description: DiskDescription, l
 	await file.sync();
 }
 
-const MIB = 1024 * 1024;
+const GIB = 1024 ** 3;
 
-/** A quarter of the disk, between 1 and 8 GiB: room for what is overwritten or deleted soon, and so never copied. */
+/**
+ * A quarter of the disk, between 4 and 16 GiB, but no more than the disk, and 1 GiB at least: room for bursts, and for
+ * what is overwritten or deleted soon, and so never copied. A quiet guest's log is nearly empty whatever the limit.
+ */
 const defaultLimit = (size: number): number =>
-	Math.max(1024 * MIB, Math.min(8192 * MIB, Math.floor(size / 4 / MIB) * MIB));
+	Math.max(GIB, Math.min(size, Math.max(4 * GIB, Math.min(16 * GIB, size / 4))));
 
 function notesAbout({ path, kind }: RawImage): string[] {
 	if (kind === "file") return [];

@@ -23,7 +23,7 @@ const ROUND_MS = 1_000;
 /** Rounds of urgent cleaning in a row that freed nothing, before waiting writes get ENOSPC. */
 const HOPELESS_ROUNDS = 3;
 /** The log is flushed at least this often while the guest writes: bounds what recovery must check. */
-const DURABLE_MS = 1_000;
+const DURABLE_MS = 5_000;
 /** Rounds after which "clean now" gives up on a guest that never rests. */
 const CLEAN_ROUNDS_MAX = 64;
 

@@ -13,6 +13,7 @@ import type { MetadataWrite } from "../../src/core/filesystems/live.ts";
 import type { ByteSource } from "../../src/foundations/source.ts";
 import { BLOCK_SIZE, byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import { readGuestMap } from "../../src/services/guest-map.ts";
+import { isThorough, someOf } from "../support/breadth.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { run, runOk, start } from "../support/processes.ts";
 import { testSeed } from "../support/randomness.ts";
@@ -198,11 +199,12 @@ async function compareFiles(image: Uint8Array, hashes: string): Promise<{ damage
 const tools = ["root", "loop devices", "fuse", "nbdfuse", "mke2fs", "e2fsck", "bash"] as const;
 
 describe("every prefix of the writes is a state that a power cut could have left (9.5)", () => {
-	for (const mkfs of [
+	const kinds = [
 		["-t", "ext4", "-b", "4096"],
 		["-t", "ext4", "-O", "fast_commit"],
 		["-t", "ext3"],
-	])
+	];
+	for (const mkfs of someOf(kinds, 3))
 		test(mkfs.join(" "), async (t) => {
 			if (!requireTool(t, ...tools, "xfs_io", "dumpe2fs")) return;
 			const recording = await record(t, mkfs, "commit=1", 2, "shutdown");
@@ -254,7 +256,7 @@ describe("live rule: nothing that was dropped was needed", () => {
 		ext3: [["-t", "ext3"], "commit=1", "unmount"],
 	};
 	let damagedByOneCommit = 0;
-	for (const [name, [mkfs, options, ending]] of Object.entries(variants))
+	for (const [name, [mkfs, options, ending]] of someOf(Object.entries(variants), 4))
 		test(name, async (t) => {
 			if (!requireTool(t, ...tools, ...(ending === "shutdown" ? ["xfs_io"] : []))) return;
 			const recording = await record(t, mkfs, options, 3, ending);
@@ -270,6 +272,8 @@ describe("live rule: nothing that was dropped was needed", () => {
 		});
 	test("the test can see damage: one commit alone is not enough", (t) => {
 		if (!requireTool(t, ...tools)) return;
+		// Luck decides in a few short runs; the recorder oracle has the control that must fail every time.
+		if (!isThorough) return t.skip("needs all variants: make soak");
 		assert.ok(damagedByOneCommit > 0, "dropping after one commit did no harm in any of the runs above");
 	});
 });

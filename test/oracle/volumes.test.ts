@@ -13,6 +13,7 @@ import { createDisk, SweepServer } from "../support/loop-server.ts";
 import { run, runOk } from "../support/processes.ts";
 import { seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
+import { waitUntil } from "../support/waiting.ts";
 
 const MIB = 1024 * 1024;
 
@@ -43,8 +44,18 @@ class Bench implements AsyncDisposable {
 	async dropped(): Promise<number> {
 		return (await this.server.status()).cleaner.droppedBytes;
 	}
-	async reachesDropped(bytes: number): Promise<void> {
-		await this.server.reaches(({ cleaner }) => cleaner.droppedBytes >= bytes, `${bytes} bytes to be dropped`);
+	/** Waits until that much was dropped; commits something in `folders` now and then, as a guest at work does. */
+	async reachesDropped(bytes: number, ...folders: readonly string[]): Promise<void> {
+		const enough = async (): Promise<boolean> => {
+			for (const folder of folders) await put(join(folder, "tick"), random.bytes(16));
+			return (await this.dropped()) >= bytes;
+		};
+		const shown = async (): Promise<string> => JSON.stringify(await this.server.status());
+		await waitUntil(enough, `${bytes} bytes to be dropped`, { timeoutSeconds: 60, everyMs: 400 }).catch(
+			async (error) => {
+				throw new Error(`${String(error)}: ${await shown()}`);
+			},
+		);
 	}
 	async [Symbol.asyncDispose](): Promise<void> {
 		await this.device[Symbol.asyncDispose]();
@@ -61,13 +72,10 @@ async function put(path: string, bytes: Uint8Array): Promise<void> {
 	await writeFile(path, bytes, { flush: true });
 }
 
-/** Deletes a file and lets the file system commit a few times. */
-async function removeAndCommit(path: string, folder: string): Promise<void> {
+/** Deletes a file and lets the file system commit that. */
+async function remove(path: string, folder: string): Promise<void> {
 	await runOk("rm", [path]);
-	for (let commit = 0; commit < 3; commit++) {
-		await put(join(folder, "tick"), random.bytes(16));
-		await runOk("sync", ["-f", folder]);
-	}
+	await runOk("sync", ["-f", folder]);
 }
 
 test("an open file without a name is kept while its neighbours go", async (t) => {
@@ -82,8 +90,8 @@ test("an open file without a name is kept while its neighbours go", async (t) =>
 		writeSync(fd, bytes);
 		fsyncSync(fd);
 		unlinkSync(join(mounted.path, "nameless"));
-		await removeAndCommit(join(mounted.path, "other"), mounted.path);
-		await bench.reachesDropped(40 * MIB);
+		await remove(join(mounted.path, "other"), mounted.path);
+		await bench.reachesDropped(40 * MIB, mounted.path);
 		await bench.rounds(3);
 		await dropCaches();
 		const found = new Uint8Array(bytes.length);
@@ -92,9 +100,7 @@ test("an open file without a name is kept while its neighbours go", async (t) =>
 	} finally {
 		closeSync(fd);
 	}
-	await runOk("sync", ["-f", mounted.path]);
-	await removeAndCommit(join(mounted.path, "tick"), mounted.path);
-	await bench.reachesDropped(60 * MIB);
+	await bench.reachesDropped(60 * MIB, mounted.path);
 	await mounted.unmount();
 });
 
@@ -122,8 +128,8 @@ test("an image of a mounted file system written over a live disk: nothing of it 
 	{
 		await using mounted = await bench.mount();
 		await put(join(mounted.path, "old"), random.bytes(30 * MIB));
-		await removeAndCommit(join(mounted.path, "old"), mounted.path);
-		await bench.reachesDropped(30 * MIB);
+		await remove(join(mounted.path, "old"), mounted.path);
+		await bench.reachesDropped(30 * MIB, mounted.path);
 		await mounted.unmount();
 	}
 	await bench.rounds(3);
@@ -152,7 +158,6 @@ describe("another file system made over ext4 is kept", () => {
 	for (const [type, force] of [
 		["xfs", "-f"],
 		["btrfs", "-f"],
-		["vfat", "-I"],
 	] as const)
 		test(type, async (t) => {
 			if (!requireTool(t, ...LOOP_TOOLS, `mkfs.${type}`)) return;
@@ -161,8 +166,8 @@ describe("another file system made over ext4 is kept", () => {
 			{
 				await using mounted = await bench.mount();
 				await put(join(mounted.path, "old"), random.bytes(30 * MIB));
-				await removeAndCommit(join(mounted.path, "old"), mounted.path);
-				await bench.reachesDropped(30 * MIB);
+				await remove(join(mounted.path, "old"), mounted.path);
+				await bench.reachesDropped(30 * MIB, mounted.path);
 				await mounted.unmount();
 			}
 			await bench.rounds(3);
@@ -198,7 +203,7 @@ describe("without a journal: kept while mounted, dropped after a clean unmount",
 			await put(join(mounted.path, "kept"), random.bytes(5 * MIB));
 			await put(join(mounted.path, "big"), random.bytes(60 * MIB));
 			const hashes = (await hashesIn(mounted.path)).filter((line) => line.endsWith("kept"));
-			await removeAndCommit(join(mounted.path, "big"), mounted.path);
+			await remove(join(mounted.path, "big"), mounted.path);
 			await bench.rounds(5);
 			assert.equal(await bench.dropped(), before, "dropped while mounted");
 			await mounted.unmount();
@@ -219,16 +224,16 @@ describe("partitions", () => {
 	for (const label of ["gpt", "dos"] as const)
 		test(`two volumes on a ${label} disk`, async (t) => {
 			if (!requireTool(t, ...LOOP_TOOLS, "sfdisk")) return;
-			await using folder = await temporaryFolder();
+			const folder = await temporaryFolder();
 			await createDisk(folder.file("d"), { size: "768M" });
 			const server = await SweepServer.serve(folder.file("d"));
-			{
-				await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
-				await runOk("sfdisk", ["-q", "--no-reread", device.path], { input: `label: ${label}\n,320M\n,\n` });
-			}
-			const device = await LoopDevice.attach(server.uri, folder.file("fuse"), { partitions: true });
-			await using bench = new Bench(folder, server, device);
-			const [one, two] = [`${device.path}p1`, `${device.path}p2`];
+			await using bench = new Bench(folder, server, await LoopDevice.attach(server.uri, folder.file("fuse")));
+			await runOk("sfdisk", ["-q", "--no-reread", bench.device.path], {
+				input: `label: ${label}\n1M,320M\n321M,400M\n`,
+			});
+			await using partOne = await bench.device.part(MIB, 320 * MIB);
+			await using partTwo = await bench.device.part(321 * MIB, 400 * MIB);
+			const [one, two] = [partOne.path, partTwo.path];
 			for (const part of [one, two]) await runOk("mke2fs", ["-q", "-F", "-t", "ext4", part]);
 			await using first = await bench.mount("one", one);
 			await using second = await bench.mount("two", two);
@@ -238,8 +243,8 @@ describe("partitions", () => {
 			}
 			const before = await bench.dropped();
 			const hashes = await Promise.all([hashesIn(first.path), hashesIn(second.path)]);
-			for (const { path } of [first, second]) await removeAndCommit(join(path, "big"), path);
-			await bench.reachesDropped(before + 80 * MIB);
+			for (const { path } of [first, second]) await remove(join(path, "big"), path);
+			await bench.reachesDropped(before + 80 * MIB, first.path, second.path);
 			await dropCaches();
 			const now = await Promise.all([hashesIn(first.path), hashesIn(second.path)]);
 			const kept = (lists: string[][]): string[] => lists.flat().filter((line) => line.endsWith("kept"));

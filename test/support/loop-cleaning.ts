@@ -134,7 +134,7 @@ export async function crashUnderCleaning(t: TestContext, cycles: number, serve: 
 		await using mounted = await Mounted.mount(device.path, folder.file(`mnt${cycle}`), "commit=1");
 		synced = await newestOf(synced, mounted.path);
 		await using load = start(loadProgram, ["crash", mounted.path, "--seed", String(random.below(1e6))]);
-		const lines = random.between(40, 250);
+		const lines = random.between(20, 120);
 		await load.until(() => load.stdout.split("\n").length > lines, `${lines} synced files`, 120);
 		const { cleaner } = await server.status();
 		droppedBytes += cleaner.droppedBytes;

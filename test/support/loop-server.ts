@@ -2,6 +2,7 @@
 
 import { statSync } from "node:fs";
 import { join } from "node:path";
+import { askStatus } from "../../src/services/control.ts";
 import type { DiskStatus } from "../../src/services/served-disk.ts";
 import { type Finished, type Running, runOk, start, vmsweep } from "./processes.ts";
 import { waitUntil } from "./waiting.ts";
@@ -37,8 +38,9 @@ export class SweepServer implements AsyncDisposable {
 		}
 	}
 
-	async status(): Promise<DiskStatus> {
-		return JSON.parse(await runOk(vmsweep, ["status", this.disk, "--json"])) as DiskStatus;
+	/** What `vmsweep status --json` says, without starting a program for it. */
+	status(): Promise<DiskStatus> {
+		return askStatus(this.disk);
 	}
 
 	/** Asks for the status until `condition` holds. */

@@ -34,7 +34,7 @@ export class LoopDevice implements AsyncDisposable {
 	}
 
 	/** `folder` is made; `uri` is an NBD URI. */
-	static async attach(uri: string, folder: string, { partitions = false } = {}): Promise<LoopDevice> {
+	static async attach(uri: string, folder: string): Promise<LoopDevice> {
 		await mkdir(folder, { recursive: true });
 		const fuse = start("nbdfuse", [folder, uri]);
 		try {
@@ -45,21 +45,42 @@ export class LoopDevice implements AsyncDisposable {
 					() => false,
 				);
 			await fuse.until(exists, "its file");
-			const path = (await runOk("losetup", [...(partitions ? ["-P"] : []), "-f", "--show", file])).trim();
-			return new LoopDevice(path, fuse, folder);
+			return new LoopDevice((await runOk("losetup", ["-f", "--show", file])).trim(), fuse, folder);
 		} catch (error) {
 			await fuse[Symbol.asyncDispose]();
 			throw error;
 		}
 	}
 
+	/** A part of the same file as a device of its own (partition scanning needs device nodes that not every host makes). */
+	async part(start: number, length: number): Promise<LoopPart> {
+		const range = ["--offset", String(start), "--sizelimit", String(length)];
+		return new LoopPart((await runOk("losetup", [...range, "-f", "--show", join(this.#folder, "nbd")])).trim());
+	}
+
 	/** Works whether the server still lives or not; whatever is mounted from it must be unmounted. */
 	async [Symbol.asyncDispose](): Promise<void> {
-		await run("losetup", ["-d", this.path]);
-		await waitUntil(async () => (await run("losetup", [this.path])).exitCode !== 0, `loop device ${this.path} to go`);
+		await detach(this.path);
 		await run("fusermount3", ["-u", this.#folder]);
 		await this.#fuse[Symbol.asyncDispose]();
 	}
+}
+
+/** A part of a device: a partition. */
+export class LoopPart implements AsyncDisposable {
+	readonly path: string;
+	constructor(path: string) {
+		this.path = path;
+	}
+	async [Symbol.asyncDispose](): Promise<void> {
+		await detach(this.path);
+	}
+}
+
+/** Detaches a loop device and waits until it is gone, which a mount that is just ending delays. */
+async function detach(path: string): Promise<void> {
+	await run("losetup", ["-d", path]);
+	await waitUntil(async () => (await run("losetup", [path])).exitCode !== 0, `loop device ${path} to go`);
 }
 
 /** A file system mounted for a scope. */

@@ -59,7 +59,11 @@ export class Ext4LiveVolume implements LiveVolume {
 	#allocation: Allocation | null = null;
 	/** Why nothing can be known until the layout is read again, or null. */
 	#problem: string | null = null;
+	/** The superblock's word on a volume whose layout could not be read (mounted without a journal), else null. */
+	#unread: Geometry | null = null;
 	#mustReload = true;
+	/** Groups that were read again since the last judgement that said so. */
+	readonly #unreported = new Set<number>();
 	/** The incarnation that the cached bitmap belongs to. */
 	#judged = 0;
 	/** Set while the newest judgement allows to ask what is free. */
@@ -186,8 +190,8 @@ export class Ext4LiveVolume implements LiveVolume {
 			this.#newLayout(error.message);
 			return;
 		}
-		const before = this.#structure?.geometry;
-		if (before === undefined || !isSameVolume(before, next)) {
+		const before = this.#structure?.geometry ?? this.#unread;
+		if (before === null || !isSameVolume(before, next)) {
 			this.#newLayout("the superblock describes another file system, or another layout");
 			return;
 		}
@@ -231,10 +235,11 @@ export class Ext4LiveVolume implements LiveVolume {
 			this.#mustReload || chain.head === null || this.#allocation === null || this.#judged !== this.incarnation;
 		const read = isNew ? await this.#reload(view, at) : await this.#refresh(view);
 		if (typeof read === "string") return keep(read, true);
+		for (const group of read) this.#unreported.add(group);
 		const settled = this.#settled();
 		if (settled === null)
 			return keep(`${chain.commits.length} of ${this.#required} commits seen since: ${chain.brokenBecause}`, true);
-		return this.#ready(view, at, settled, read);
+		return this.#ready(view, at, settled, read.length);
 	}
 
 	/** Two commits, counting the newest, lie after a block's last write where that is older than this position. */
@@ -350,7 +355,9 @@ export class Ext4LiveVolume implements LiveVolume {
 			if (recovered.state !== "clean")
 				return this.#keep(source, at, "it is mounted, or was not unmounted cleanly", true);
 			this.#allocation = await readAllocation(recovered);
-			return this.#ready(source, at, logPosition(Number.POSITIVE_INFINITY), allGroups(recovered.geometry));
+			const groups = allGroups(recovered.geometry);
+			for (const group of groups) this.#unreported.add(group);
+			return this.#ready(source, at, logPosition(Number.POSITIVE_INFINITY), groups.length);
 		});
 	}
 
@@ -377,17 +384,19 @@ export class Ext4LiveVolume implements LiveVolume {
 		view: { readonly bytesRead: number },
 		position: LogPosition,
 		settled: LogPosition,
-		groups: readonly number[],
+		groupsRead: number,
 	): LiveState {
 		const { geometry, warnings } = this.#allocation!;
+		const changed = [...this.#unreported].filter((group) => group < geometry.groupCount).sort((a, b) => a - b);
+		this.#unreported.clear();
 		this.#isReady = true;
 		return {
 			kind: "ready",
 			position,
 			settled,
-			changed: groupRanges(geometry, groups),
+			changed: groupRanges(geometry, changed),
 			metadataBytesRead: view.bytesRead,
-			groupsRead: groups.length,
+			groupsRead,
 			watchChanged: this.#watchChanged,
 			warnings,
 		};
@@ -435,8 +444,23 @@ export class Ext4LiveVolume implements LiveVolume {
 		} catch (error) {
 			if (!isVmsweepError(error) || (error.kind !== "corrupt" && error.kind !== "unsupported")) throw error;
 			this.#problem = error.message;
-			if (this.#structure === null) this.#setWatch(null);
+			if (this.#structure === null) {
+				this.#setWatch(null);
+				await this.#rememberUnread(view);
+			}
 			return null;
+		}
+	}
+
+	/** Without it, the superblock written at the unmount could not be told from another file system's. */
+	async #rememberUnread(view: ByteSource): Promise<void> {
+		const raw = await readSuperblock(view);
+		try {
+			this.#unread = raw === null ? null : parseSuperblock(raw, this.#size);
+			if (raw !== null) this.#identity = identify(raw);
+		} catch (error) {
+			if (!isVmsweepError(error)) throw error;
+			this.#unread = null;
 		}
 	}
 
