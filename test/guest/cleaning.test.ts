@@ -1,4 +1,4 @@
-// Guests on a disk that is cleaned while they run (issue: "must be seen" 2 and 3), and QEMU's front ends.
+// Guests on a disk that is cleaned while they run, and QEMU's front ends.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";

@@ -1,5 +1,4 @@
-// The host gets back what the guest deletes, while the guest runs, without trim; qemu-img commit does not (issue:
-// "must be seen" 1).
+// The host gets back what the guest deletes, while the guest runs, without trim; qemu-img commit does not.
 
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";

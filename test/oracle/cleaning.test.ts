@@ -1,5 +1,5 @@
 // The whole product under the host's own kernel, at native speed: work while it cleans, and kill -9 while it cleans
-// (issue: "must be seen" 2 and 3; test/guest has the same with a guest).
+// (test/guest has the same with a guest).
 
 import { test } from "node:test";
 import { LOOP_TOOLS } from "../support/loop.ts";

@@ -36,8 +36,8 @@ const ROOM_MARGIN_SEGMENTS = 3;
 /** Flushes and slow reads that a client may have under way before its next requests wait. */
 const IN_FLIGHT_MAX = 1024;
 const POLLFD_BYTES = 8;
-/** Clients at once: each pins some MiB of buffers. */
-const CLIENTS_MAX = 64;
+/** Clients at once. Each reserves some MiB of buffers, of which only what it uses takes memory. */
+const CLIENTS_MAX = 256;
 /** An idle thread looks up this often: the process can only end its threads while they are not in a system call. */
 const IDLE_MS = 500;
 /** Kernel's send buffer per client: a large read's answer then leaves in few pieces. */
