@@ -62,6 +62,9 @@ export class NbdClient implements AsyncDisposable {
 		this.closed = this.#readReplies();
 	}
 
+	/** Set where requests are written to the socket directly: replies that this client did not count are no error then. */
+	sendsByHand = false;
+
 	/** Connects and negotiates. */
 	static async connect(where: NetConnectOpts, options: ClientOptions = {}): Promise<NbdClient> {
 		const { exportName = "disk", structured = true } = options;
@@ -159,7 +162,7 @@ export class NbdClient implements AsyncDisposable {
 			this.socket.destroy();
 			for (const { reject } of this.#waiting.values()) reject(new Error("the connection ended", { cause: error }));
 			this.#waiting.clear();
-			if (!(error instanceof ConnectionEnded)) throw error;
+			if (!(error instanceof ConnectionEnded) && !this.sendsByHand) throw error;
 		}
 	}
 

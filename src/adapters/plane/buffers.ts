@@ -70,6 +70,9 @@ export class OutputBuffer {
 	get isEmpty(): boolean {
 		return this.start === this.end;
 	}
+	get length(): number {
+		return this.end - this.start;
+	}
 	get free(): number {
 		return this.memory.bytes.length - this.end;
 	}

@@ -25,6 +25,7 @@ import type { ClientSetup, RequestSink, ZeroMode } from "./connection.ts";
 import { Connection, PENDING_DONE, PENDING_ERROR, PENDING_FLUSH, PENDING_READ, PENDING_STATUS } from "./connection.ts";
 import { DiskReader } from "./disk-reader.ts";
 import { HelperPool, JOB_DATASYNC } from "./helpers.ts";
+import { Patience } from "./patience.ts";
 import type { SlowRead } from "./slow-reads.ts";
 import { SlowReads } from "./slow-reads.ts";
 import { ViewPoints } from "./view-points.ts";
@@ -40,6 +41,8 @@ const POLLFD_BYTES = 8;
 const CLIENTS_MAX = 256;
 /** An idle thread looks up this often: the process can only end its threads while they are not in a system call. */
 const IDLE_MS = 500;
+/** Answers that wait together for the end of a round, at most. */
+const SEND_EARLY_BYTES = 128 * 1024;
 /** Kernel's send buffer per client: a large read's answer then leaves in few pieces. */
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 
@@ -106,6 +109,8 @@ export class Plane implements RequestSink {
 	#scratchNext = 0;
 	#pollMemory: Pinned = sys.pin(64 * POLLFD_BYTES);
 	#pollFds: number[] = [];
+	readonly #patience = new Patience();
+	#wasBusy = false;
 	#round = 0;
 	#stopped = false;
 	#poisonReported = false;
@@ -213,7 +218,12 @@ export class Plane implements RequestSink {
 			putPollFd(view, fds.length, client.fd, events);
 			fds.push(client.fd);
 		}
-		const count = sys.poll(this.#pollMemory.address, fds.length, ready ? 0 : IDLE_MS);
+		const ask = (): number => sys.poll(this.#pollMemory.address, fds.length, 0);
+		let count = ask();
+		// Only who was busy a moment ago is worth being waited for awake.
+		if (count === 0 && !ready && this.#wasBusy) count = this.#patience.wait(ask);
+		if (count === 0 && !ready) count = sys.poll(this.#pollMemory.address, fds.length, IDLE_MS);
+		this.#wasBusy = count > 0;
 		if (count <= 0) return;
 		for (let i = 1; i < fds.length; i++) {
 			const events = view.getUint16(i * POLLFD_BYTES + 6, true);
@@ -489,6 +499,8 @@ export class Plane implements RequestSink {
 					break;
 				case PENDING_READ:
 					this.#answerRead(client, high, low, pending.offset[i]!, pending.length[i]!);
+					// What is sent at once is still in the processor's cache, and the client can begin with it.
+					if (client.output.length >= SEND_EARLY_BYTES) this.#send(client);
 					break;
 				case PENDING_STATUS:
 					this.#answerStatus(client, high, low, pending.offset[i]!, pending.length[i]!, pending.flags[i]!);
