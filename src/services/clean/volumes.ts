@@ -135,7 +135,8 @@ export class Volumes {
 		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
 		const state = await live.advanceClean(this.#sourceOf(volume, view), view.position, end);
 		// A mounted volume that merely rests keeps the verdict that its commits gave.
-		if (state.kind === "keep" && volume.verdict?.kind === "ready") {
+		const before = volume.verdict;
+		if (state.kind === "keep" && before?.kind === "ready" && Number.isFinite(before.settled)) {
 			await this.#plane.ask("releaseView", view.id);
 			return undefined;
 		}
