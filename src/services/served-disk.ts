@@ -136,6 +136,8 @@ export class ServedDisk implements AsyncDisposable {
 				},
 				onDeath: onBroken,
 			});
+			// As long as nobody cleans, waiting for room would be waiting for ever.
+			await plane.ask("refuseWhenFull", true);
 			disk = new ServedDisk(directory, plane, (await plane.ask("status")).position, onEvent);
 			return disk;
 		} catch (error) {
@@ -262,6 +264,7 @@ export class ServedDisk implements AsyncDisposable {
 	// ---- Background work ----------------------------------------------------------------------------------
 
 	async #cleanContinuously(): Promise<void> {
+		await this.#plane.ask("refuseWhenFull", false);
 		while (!this.#closing.signal.aborted) {
 			try {
 				const progress = await this.#exclusive(() => this.#cleaner.round());
