@@ -11,14 +11,7 @@ import type { PlaneCall, PlaneCalls, PlaneEvent, PlaneReply, PlaneRequest, Worke
 const HELPER_COUNT = 4;
 
 /** What a disk's threads need; the descriptors stay open until `stopped` resolves. */
-export interface DataPlaneSetup {
-	readonly logFd: number;
-	readonly logName: string;
-	readonly secondFd: number;
-	readonly secondSize: number;
-	readonly uuid: Uint8Array;
-	/** Most host bytes of the log; default: what it was formatted with. */
-	readonly limitBytes?: number;
+export interface DataPlaneSetup extends Omit<WorkerSetup, "helperMemory" | "bell"> {
 	readonly onEvent: (event: PlaneEvent) => void;
 	/** The thread ended without being told to: its clients hang, so the process should end. */
 	readonly onDeath: (error: VmsweepError) => void;

@@ -101,6 +101,7 @@ export interface WorkerSetup {
 	readonly secondFd: number;
 	readonly secondSize: number;
 	readonly uuid: Uint8Array;
+	/** Most host bytes of the log; default: what it was formatted with. */
 	readonly limitBytes?: number;
 	readonly helperMemory: SharedArrayBuffer;
 	readonly bell: number;
