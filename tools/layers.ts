@@ -50,9 +50,13 @@ const areas: readonly Area[] = [
 	area("src/core/log/", 2, pure),
 	area("src/core/nbd/", 2, pure),
 	area("src/core/volumes/", 2, pure),
-	area("src/core/filesystems/ext4/", 2, pure),
+	...["ext4", "xfs", "btrfs", "ntfs", "fat", "exfat", "f2fs", "swap"].map((name) =>
+		area(`src/core/filesystems/${name}/`, 2, pure),
+	),
+	...["qcow2", "vmdk", "vhd", "vhdx", "vdi"].map((name) => area(`src/core/images/${name}/`, 2, pure)),
 	area("src/core/cleaner/", 2, pure),
 	area("src/core/filesystems/", 1, { ...pure, deep: false }), // what all file systems share
+	area("src/core/images/", 1, { ...pure, deep: false }), // what all image formats share
 	area("src/foundations/", 0, pure),
 ];
 

@@ -30,6 +30,7 @@ export const errorTable = {
 	NO_SPACE: row("io", 1, "ENOSPC"),
 	IMAGE_LOCKED: row("refused", 3),
 	IMAGE_UNSUPPORTED: row("unsupported", 3),
+	IMAGE_DAMAGED: row("corrupt", 3),
 	DISK_LOCKED: row("refused", 3),
 	ADDRESS_IN_USE: row("refused", 3),
 	DISK_NOT_SERVED: row("refused", 3),

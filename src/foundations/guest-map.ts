@@ -9,6 +9,7 @@
 //  - `used` and `unknown` are both kept; `unknown` says that no reader could look inside
 //  - extents are computed while they are walked: a fragmented disk would need gigabytes as an array
 
+import type { ByteSource } from "./source.ts";
 import type { ByteCount, ByteOffset } from "./units.ts";
 
 /** What is known about a run of bytes. Only `free` may ever be dropped. */
@@ -69,9 +70,30 @@ export interface FileSystemMap {
 	readonly freeBytes: ByteCount | null;
 	readonly kept: string | null;
 	readonly warnings: readonly string[];
+	/**
+	 * What counts as used but provably never held content that anyone reads: inode tables that were never initialised.
+	 * Sweeping may drop it; the file system's own count of free space does not have it.
+	 */
+	readonly neverUsed?: {
+		readonly bytes: ByteCount;
+		/** Runs inside `[from, to)`, in order, disjoint from the free runs. */
+		readonly runs: (from: ByteOffset, to: ByteOffset) => Iterable<ByteRange>;
+	};
 	/** Maximal free runs inside `[from, to)`, in order; nothing for a volume that is kept whole. */
 	readonly freeRuns: (from: ByteOffset, to: ByteOffset) => Iterable<ByteRange>;
 }
+
+/** What a reader is told beyond the bytes. */
+export interface ReadOptions {
+	/**
+	 * The operator states that the VM is off for good: no saved state, no hibernation. Then also those blocks count as
+	 * free of which only the guest's memory could have told otherwise (swap).
+	 */
+	readonly vmOff: boolean;
+}
+
+/** Maps one volume, or returns null where it has no file system of this kind. Throws only what the source throws. */
+export type FileSystemReader = (volume: ByteSource, options: ReadOptions) => Promise<FileSystemMap | null>;
 
 /** The map of a whole disk. */
 export interface GuestMap {

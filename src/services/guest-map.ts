@@ -6,7 +6,6 @@
 // Each volume is read by itself and with a budget of bytes: a damaged or hostile volume is kept whole, and never
 // spoils the next one. Overlapping partitions are kept whole, all of them.
 
-import { readExt } from "../core/filesystems/ext4/index.ts";
 import { findSignatures, signatureRanges } from "../core/filesystems/signatures.ts";
 import type { Partition } from "../core/volumes/index.ts";
 import { readPartitionTable } from "../core/volumes/index.ts";
@@ -16,11 +15,14 @@ import type { ByteSource } from "../foundations/source.ts";
 import { metered, slice } from "../foundations/source.ts";
 import type { ByteCount } from "../foundations/units.ts";
 import { byteCount, byteOffset } from "../foundations/units.ts";
+import { fileSystemReaders } from "./file-systems.ts";
 
 /** Partition tables are small; this stops a chain that leads all over the disk. */
 const TABLE_BUDGET = 16 << 20;
 
 export interface GuestMapOptions {
+	/** See {@link ReadOptions}. Default: false. */
+	readonly vmOff?: boolean;
 	/** Bytes that one volume's metadata may cost. Default: by size, generous for the smallest blocks and a large journal. */
 	readonly volumeBudget?: ByteCount;
 }
@@ -87,7 +89,7 @@ async function classify(disk: ByteSource, partition: Partition): Promise<Identif
 		const all = [owner, ...others].map((type) => (type === "ext" ? "ext2/3/4" : type)).join(" and ");
 		return { ...partition, type: "unknown", kept: `it has the marks of ${all}; wipe the stale one with wipefs` };
 	}
-	return { ...partition, type: owner, kept: owner === "ext" ? null : `${owner} is not read yet` };
+	return { ...partition, type: owner, kept: fileSystemReaders.has(owner) ? null : `${owner} is not read yet` };
 }
 
 /**
@@ -136,7 +138,7 @@ async function readVolume(disk: ByteSource, identified: IdentifiedVolume, option
 	const budget = options.volumeBudget ?? budgetOf(identified.size);
 	const source = metered(slice(disk, identified.offset, identified.size), budget);
 	try {
-		const map = await readExt(source);
+		const map = await fileSystemReaders.get(identified.type)!(source, { vmOff: options.vmOff ?? false });
 		if (map === null) return keptWhole(identified, "unknown", "its superblock disappeared while it was read");
 		const { freeRuns, size, ...facts } = map;
 		const { id, offset } = identified;

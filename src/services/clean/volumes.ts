@@ -158,6 +158,7 @@ async function openVolume(disk: ByteSource, volume: IdentifiedVolume): Promise<S
 	const { id, offset: start, size: length, type } = volume;
 	const served = { id, start, length, type, verdict: undefined, waiting: [], lastWrite: -1, lookedAt: undefined };
 	if (volume.kept !== null) return { ...served, live: undefined, reason: volume.kept };
+	if (type !== "ext") return { ...served, live: undefined, reason: `${type} is not cleaned while its VM runs yet` };
 	try {
 		const live = await Ext4LiveVolume.open(slice(disk, start, length));
 		return { ...served, type: live.type, live, reason: undefined };

@@ -1,0 +1,81 @@
+// Disk image: an image that a user named, in any format, open under the host's locks. What `map`, `explain`, `convert`
+// and `sweep` work on.
+//
+//   name ─▶ openDiskImage ─▶ raw file, block device   ─┐
+//                         ─▶ qcow2 (+ backing chain)   ─┼─▶ DiskImage ─▶ guest map, convert
+//                         ─▶ vmdk, vhd, vhdx, vdi      ─┤        └─▶ SweepableImage (raw, qcow2) ─▶ sweep
+//                         ─▶ nbd:// address            ─┘
+
+import type { VirtualDisk } from "../../core/images/virtual-disk.ts";
+import type { ByteCount, ByteOffset } from "../../foundations/units.ts";
+
+/** Formats that are read, by the names that qemu-img uses (`vhd` is its `vpc`); `nbd` is a server's export. */
+export type DiskFormat = "raw" | "qcow2" | "vmdk" | "vhd" | "vhdx" | "vdi" | "nbd";
+
+/** A run of guest bytes that takes host space in this image itself. */
+export interface HeldRun {
+	readonly start: ByteOffset;
+	readonly length: ByteCount;
+}
+
+/** One file of an image and what it takes on the host. */
+export interface ImagePart {
+	readonly path: string;
+	readonly format: DiskFormat;
+	/** `image`: the one that was named. `data`: a file beside it (extents, external data). `backing`: below it. */
+	readonly role: "image" | "data" | "backing";
+	/** Bytes on the host; a block device's is its size, an NBD export's null. */
+	readonly hostBytes: ByteCount | null;
+}
+
+/** A snapshot inside an image. */
+export interface InternalSnapshot {
+	readonly id: string;
+	readonly name: string;
+	/** Host bytes that only this snapshot and its siblings keep, not the disk's present state; null where unknown. */
+	readonly hostBytes: ByteCount | null;
+}
+
+/** An open image. Changes nothing unless it is a {@link SweepableImage}. Concurrent reads are fine. */
+export interface DiskImage extends VirtualDisk, AsyncDisposable {
+	/** As the user named it: a path or an NBD address. */
+	readonly path: string;
+	readonly format: DiskFormat;
+	/** Host bytes in use by the image's own files (image and data parts, not its backing). Null for an NBD export. */
+	allocatedBytes(): Promise<ByteCount | null>;
+	/**
+	 * Guest bytes of `[from, to)` that take host space in the image itself, in order, in units of what the host or the
+	 * format allocates (4 KiB, a cluster). An exact answer, since `explain` and a dry run promise it.
+	 */
+	held(from: ByteOffset, to: ByteOffset): AsyncIterable<HeldRun>;
+	/** All files, the named one first. */
+	parts(): Promise<readonly ImagePart[]>;
+	/** Snapshots inside the image; none for most formats. */
+	readonly snapshots: readonly InternalSnapshot[];
+	/** What an operator should know: damaged parts, a dirty bit. */
+	readonly warnings: readonly string[];
+	close(): Promise<void>;
+}
+
+/** An image of which unused blocks can be given back, open for writing. */
+export interface SweepableImage extends DiskImage {
+	/** Only whole units of this many guest bytes can be given back. */
+	readonly unit: ByteCount;
+	/**
+	 * Gives whole units back to the host, as far as the format allows (a cluster that a snapshot shares stays). They
+	 * read as zeros afterwards. A crash at any point leaves an image that is right, or is repaired at the next open.
+	 */
+	drop(start: ByteOffset, length: ByteCount): Promise<void>;
+	/** How many host bytes `drop` would give back; the dry run's figure. */
+	wouldDrop(start: ByteOffset, length: ByteCount): Promise<number>;
+	/** Resolves once all drops would survive a power cut. */
+	flush(): Promise<void>;
+	/** Moves what lies at the file's end into its holes and makes the file shorter; formats without such a need lack it. */
+	compact?(options: CompactOptions): Promise<void>;
+}
+
+export interface CompactOptions {
+	readonly onProgress?: (done: ByteCount, total: ByteCount) => void;
+	/** Aborted: stop at the next point where the image is whole (INTERRUPTED). */
+	readonly signal?: AbortSignal;
+}
