@@ -27,8 +27,8 @@ import { formatBytes } from "../src/foundations/units.ts";
 import { vmsweep as ownVmsweep, runOk } from "../test/support/processes.ts";
 import { requirePrograms } from "../tools/required-programs.ts";
 import { ScratchFolder } from "../tools/scratch-folder.ts";
+import { chosen, positive } from "./choices.ts";
 import { fill, runFio } from "./fio.ts";
-import { measureGuestMap } from "./guest-map.ts";
 import { describeMachine, machineLines } from "./machine.ts";
 import { type Peer, type Place, peers } from "./peers.ts";
 import { cpuTable, spreadTable, targetTable, throughputTable } from "./report.ts";
@@ -39,7 +39,7 @@ const usage = `Usage: make bench, or: bench/run.ts [options]
   --rounds N      rounds per workload (default 3)
   --seconds N     length of one run (default 3)
   --size MIB      size of the image in MiB (default 4096)
-  --rows A,B      only these workloads: ${workloads.map(({ id }) => id).join(", ")}, map
+  --rows A,B      only these workloads: ${workloads.map(({ id }) => id).join(", ")}
   --peers A,B     only these servers: ${peers.map(({ id }) => id).join(", ")}
   --warm          write twice over the first 512 MiB before each run and stay there: recycled segments, no new ones;
                   the overlay is not new then, so its targets don't apply
@@ -60,7 +60,6 @@ interface Settings {
 	readonly seconds: number;
 	readonly sizeBytes: number;
 	readonly workloads: readonly Workload[];
-	readonly map: boolean;
 	/** Measure on what was written twice just before, not on new files. */
 	readonly warm: boolean;
 	readonly peers: readonly Peer[];
@@ -83,13 +82,16 @@ try {
 function readSettings(programArguments: readonly string[]): Settings | undefined {
 	const { values } = parse(programArguments);
 	if (values.help) return undefined;
-	const rows = chosen(values.rows, [...workloads.map(({ id }) => id), "map"], "workload");
+	const rows = chosen(
+		values.rows,
+		workloads.map(({ id }) => id),
+		"workload",
+	);
 	return {
 		rounds: positive(values.rounds ?? (values.quick ? "1" : "3"), "--rounds"),
 		seconds: positive(values.seconds ?? (values.quick ? "1" : "3"), "--seconds"),
 		sizeBytes: positive(values.size ?? (values.quick ? "256" : "4096"), "--size") * MIB,
 		workloads: workloads.filter(({ id }) => rows.includes(id)),
-		map: rows.includes("map"),
 		warm: values.warm ?? false,
 		peers: ((ids) => peers.filter(({ id }) => ids.includes(id)))(
 			chosen(
@@ -126,30 +128,14 @@ function parse(programArguments: readonly string[]) {
 	}
 }
 
-function positive(text: string, option: string): number {
-	const value = Number(text);
-	if (!Number.isInteger(value) || value <= 0)
-		throw new VmsweepError("USAGE", `${option} takes a whole number above 0, not "${text}".`);
-	return value;
-}
-
-function chosen(text: string | undefined, all: readonly string[], what: string): readonly string[] {
-	if (text === undefined) return all;
-	const names = text.split(",");
-	const unknown = names.find((name) => !all.includes(name));
-	if (unknown !== undefined)
-		throw new VmsweepError("USAGE", `there is no ${what} "${unknown}". There are: ${all.join(", ")}.`);
-	return names;
-}
-
 async function bench(settings: Settings): Promise<void> {
-	const tools = settings.workloads.length === 0 ? [] : ["fio", ...settings.peers.flatMap((peer) => peer.tools)];
-	requirePrograms("the benchmark", [...tools, ...(settings.map ? ["mke2fs", "dumpe2fs"] : []), "findmnt", "sync"]);
+	const tools = ["fio", ...settings.peers.flatMap((peer) => peer.tools)];
+	requirePrograms("the benchmark", [...tools, "findmnt", "sync"]);
 	await using scratch = await ScratchFolder.make(settings.folder, "vmsweep-bench-");
 	const machine = await describeMachine(scratch.path, tools);
 	console.log(machineLines(machine).join("\n"));
 
-	const samples = settings.workloads.length === 0 ? [] : await measureAll(settings, scratch);
+	const samples = await measureAll(settings, scratch);
 	const targets = targetsOf(settings.workloads, samples).filter(({ peer }) => !settings.warm || peer !== "overlay");
 	if (samples.length > 0) {
 		const measured = { ...settings, samples };
@@ -160,11 +146,10 @@ async function bench(settings: Settings): Promise<void> {
 		console.log(`\nProcessor seconds of the server for 100,000 operations\n\n${cpuTable(measured)}`);
 		if (targets.length > 0) console.log(`\nTargets\n\n${targetTable(targets)}`);
 	}
-	const guestMaps = settings.map ? await measureGuestMap(scratch) : [];
 	if (settings.json === undefined) return;
 	const { rounds, seconds, sizeBytes, warm } = settings;
 	const facts = { date: new Date().toISOString(), machine, rounds, seconds, sizeBytes, warm };
-	const result = { ...facts, targets, samples, guestMaps };
+	const result = { ...facts, targets, samples };
 	await writeFile(settings.json, `${JSON.stringify(result, null, "\t")}\n`);
 }
 
