@@ -108,6 +108,8 @@ export class Allocation {
 	readonly metadata: BlockRanges;
 	readonly #warnings = new Map<number, string>();
 	readonly #anyDescriptorWrong: boolean;
+	/** Free clusters of each group as this map sees them: counted once, when a group is read. */
+	readonly #free: Float64Array;
 
 	constructor(geometry: Geometry, descriptors: Uint8Array, journal: readonly JournalRun[]) {
 		this.geometry = geometry;
@@ -115,6 +117,7 @@ export class Allocation {
 		this.#groups = Array.from({ length: geometry.groupCount }, (_, group) =>
 			parseDescriptor(descriptors, geometry, group),
 		);
+		this.#free = new Float64Array(geometry.groupCount);
 		this.#anyDescriptorWrong = this.groups.some((group) => group.wrong !== null);
 		const ranges = baseMetadata(geometry);
 		for (const { physical, count } of journal) ranges.push({ start: physical, end: physical + count });
@@ -199,6 +202,7 @@ export class Allocation {
 		this.used.markFree(first, count);
 		const free = count - this.#markMetadata(group);
 		const stated = this.groups[group]!.freeClusters;
+		this.#free[group] = free;
 		if (free !== stated) this.#keep(group, `its descriptor says ${stated} free units, its layout leaves ${free}`);
 	}
 
@@ -218,12 +222,14 @@ export class Allocation {
 			return;
 		}
 		this.used.copyFrom(first, count, bitmap);
+		this.#free[group] = free;
 		if (this.#markMetadata(group) > 0) this.#keep(group, "its bitmap shows metadata as free");
 	}
 
 	#keep(group: number, why: string): void {
 		const { first, count } = this.#clusters(group);
 		this.used.markUsed(first, first + count);
+		this.#free[group] = 0;
 		this.#warnings.set(group, why);
 	}
 
@@ -250,7 +256,7 @@ export class Allocation {
 	/** Free bytes of the volume. */
 	freeBytes(): number {
 		const { clusterRatio, blockSize, blocksCount, firstDataBlock, clusterCount } = this.geometry;
-		const bytes = this.used.countFree() * clusterRatio * blockSize;
+		const bytes = this.#free.reduce((sum, free) => sum + free, 0) * clusterRatio * blockSize;
 		// The last cluster may reach past the file system's end.
 		if (clusterCount === 0 || this.used.isUsed(clusterCount - 1)) return bytes;
 		return bytes - (firstDataBlock + clusterCount * clusterRatio - blocksCount) * blockSize;
