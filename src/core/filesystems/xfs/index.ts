@@ -1,0 +1,135 @@
+// XFS: what such a volume uses and what is free in it, from its own metadata alone.
+//
+// A volume is believed in two conditions: unmounted cleanly, or version 5 with an internal log that can be replayed in
+// memory. Everything else (a dirty log without checksums, a log elsewhere, repairs pending, features not known here)
+// is kept whole, with one sentence that says why. The realtime device is another disk and no business of this one.
+
+import { isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
+import type { FileSystemMap, FileSystemReader, VolumeState } from "../../../foundations/guest-map.ts";
+import type { ByteSource } from "../../../foundations/source.ts";
+import { byteCount, byteOffset } from "../../../foundations/units.ts";
+import type { Allocation } from "./groups.ts";
+import { readGroups } from "./groups.ts";
+import { findLogEnds, type LogEnds } from "./log-ends.ts";
+import { LogRing } from "./log-records.ts";
+import { MetadataView, type Overlay } from "./metadata-view.ts";
+import type { Geometry, Identity, LogPlace } from "./open.ts";
+import { identify, parseSuperblock, readSuperblock } from "./open.ts";
+import { replayLog } from "./recover.ts";
+
+/**
+ * Maps a volume, or returns null where it has no XFS superblock. A volume that cannot be believed comes back with
+ * `kept` set. Throws only what the source throws (IO, READ_BUDGET).
+ */
+export const readXfs: FileSystemReader = async (volume) => {
+	const raw = await readSuperblock(volume);
+	if (raw === null) return null;
+	const identity = identify(raw);
+	let state: VolumeState = "unknown";
+	try {
+		const geometry = parseSuperblock(raw, volume.size);
+		if (geometry.log === null)
+			throw new VmsweepError("VOLUME_UNSUPPORTED", "its log is on another device, which is not supported");
+		const ring = new LogRing(volume, geometry.log);
+		const ends = await findLogEnds(ring, { uuid: geometry.logUuid, isVersion2: geometry.isLogVersion2 });
+		state = ends.clean ? "clean" : "dirty";
+		const view = new MetadataView(volume, await recover(volume, geometry, ring, ends));
+		await checkSuperblockAgain(view, geometry, volume);
+		const allocation = await readGroups(view, geometry, (lsn) => isBehind(lsn, ends.headLsn));
+		if (ends.clean) checkTotal(geometry, allocation);
+		return describe(geometry, allocation, state);
+	} catch (error) {
+		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;
+		return keptWhole(identity, volume, state, error.message);
+	}
+};
+
+/** What the log changes, or nothing for a clean one. */
+async function recover(volume: ByteSource, geometry: Geometry, ring: LogRing, ends: LogEnds): Promise<Overlay> {
+	if (ends.clean) return new Map();
+	if (geometry.version === 4)
+		throw new VmsweepError(
+			"VOLUME_UNSUPPORTED",
+			"it is mounted, or was not unmounted cleanly, and format version 4 can't tell its true state; mount and unmount it in the guest",
+		);
+	if (geometry.unknownLogFeatures !== 0)
+		throw new VmsweepError(
+			"VOLUME_UNSUPPORTED",
+			`its log has the unknown feature 0x${geometry.unknownLogFeatures.toString(16)}; mount and unmount it in the guest`,
+		);
+	return await replayLog(volume, geometry, ring, ends);
+}
+
+/** The log may hold a newer superblock; one of another geometry means that the volume was being resized. */
+async function checkSuperblockAgain(view: MetadataView, geometry: Geometry, volume: ByteSource): Promise<void> {
+	if (view.replayedCount === 0) return;
+	const { bytes, replayed } = await view.read(0, geometry.sectorSize);
+	const again = parseSuperblock(bytes, volume.size, replayed);
+	const numbers = ({ version, blockSize, sectorSize, dataBlocks, agBlocks, agCount, log }: Geometry): string =>
+		JSON.stringify([version, blockSize, sectorSize, dataBlocks, agBlocks, agCount, log satisfies LogPlace | null]);
+	if (numbers(again) !== numbers(geometry) || again.unknownLogFeatures !== 0)
+		throw new VmsweepError("VOLUME_DAMAGED", "it was being resized; mount and unmount it in the guest, then try again");
+}
+
+/** Unmounting writes the superblock's counter; while mounted, what the superblock says may be old. */
+function checkTotal({ freeDataBlocks }: Geometry, { badGroupCount, countedBlocks }: Allocation): void {
+	if (badGroupCount === 0 && freeDataBlocks !== null && countedBlocks !== freeDataBlocks)
+		throw new VmsweepError(
+			"VOLUME_DAMAGED",
+			`its superblock says ${freeDataBlocks} free blocks, its groups ${countedBlocks}; run xfs_repair in the guest`,
+		);
+}
+
+/** Does a block's log position lie behind the log's head? Kernels take such a block for damaged (`xfs_log_check_lsn`). */
+const isBehind = (lsn: bigint, head: bigint): boolean => lsn > head && lsn !== 0xffff_ffff_ffff_ffffn;
+
+/**
+ * `freeBytes` is what the trees of free extents hold. `df` says more and less: it also counts the few blocks that each
+ * group holds ready for its trees, and those that the trees themselves take, and leaves out what is reserved.
+ */
+function describe(geometry: Geometry, allocation: Allocation, state: VolumeState): FileSystemMap {
+	const { identity, blockSize, agBlocks, dataBlocks } = geometry;
+	const { runs } = allocation;
+	const groupBytes = agBlocks * blockSize;
+	return {
+		type: "xfs",
+		uuid: identity.uuid,
+		label: identity.label,
+		state,
+		blockSize: byteCount(blockSize),
+		size: byteCount(dataBlocks * blockSize),
+		usedBytes: byteCount((dataBlocks - allocation.freeBlocks) * blockSize),
+		freeBytes: byteCount(allocation.freeBlocks * blockSize),
+		kept: null,
+		warnings: allocation.warnings,
+		*freeRuns(from, to) {
+			for (let group = Math.floor(from / groupBytes); group < runs.groupCount; group++) {
+				const groupStart = group * groupBytes;
+				if (groupStart >= to) return;
+				const firstBlock = Math.max(0, Math.floor((from - groupStart) / blockSize));
+				for (const run of runs.runsOf(group, firstBlock)) {
+					const start = Math.max(from, groupStart + run.start * blockSize);
+					const end = Math.min(to, groupStart + (run.start + run.length) * blockSize);
+					if (start >= to) return;
+					if (end > start) yield { start: byteOffset(start), length: byteCount(end - start) };
+				}
+			}
+		},
+	};
+}
+
+function keptWhole(identity: Identity, volume: ByteSource, state: VolumeState, why: string): FileSystemMap {
+	return {
+		type: "xfs",
+		uuid: identity.uuid,
+		label: identity.label,
+		state,
+		blockSize: identity.blockSize,
+		size: volume.size,
+		usedBytes: null,
+		freeBytes: null,
+		kept: why,
+		warnings: [],
+		freeRuns: () => [],
+	};
+}
