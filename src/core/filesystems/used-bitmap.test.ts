@@ -12,22 +12,31 @@ test("everything is in use at first", () => {
 });
 
 test("equals a plain array of booleans, whatever is marked", () => {
-	const step = fc.record({ free: fc.boolean(), from: fc.nat(300), count: fc.nat(300) });
+	const step = fc.record({
+		kind: fc.constantFrom("free", "used", "copied"),
+		from: fc.nat(300),
+		count: fc.nat(300),
+		bits: fc.oneof(fc.constant(new Uint8Array(40)), fc.uint8Array({ minLength: 40, maxLength: 40 })),
+	});
 	fc.assert(
 		fc.property(
 			fc.integer({ min: 1, max: 300 }),
 			fc.array(step, { maxLength: 20 }),
 			fc.nat(320),
 			fc.nat(320),
-			(length, steps, a, b) => {
-				const bitmap = new UsedBitmap(length);
+			fc.constantFrom(32, 64, 32768),
+			(length, steps, a, b, pageUnits) => {
+				const bitmap = new UsedBitmap(length, pageUnits);
 				const model = Array.from({ length: length }, () => true);
-				for (const { free, from, count } of steps) {
-					if (free) {
-						const start = Math.min(from - (from % 8), length - (length % 8));
-						const n = Math.min(count, length - start);
+				for (const { kind, from, count, bits } of steps) {
+					const start = Math.min(from - (from % 8), length - (length % 8));
+					const n = Math.min(count, length - start);
+					if (kind === "free") {
 						bitmap.markFree(start, n);
 						model.fill(false, start, start + n);
+					} else if (kind === "copied") {
+						bitmap.copyFrom(start, n, bits);
+						for (let i = 0; i < n; i++) model[start + i] = (bits[i >> 3]! & (1 << (i & 7))) !== 0;
 					} else {
 						bitmap.markUsed(from, from + count);
 						model.fill(true, from, from + count);

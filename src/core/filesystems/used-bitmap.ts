@@ -1,11 +1,21 @@
 // Used bitmap: one bit per allocation unit of a volume, 1 = in use. It starts with everything in use, and readers
 // clear what is proved free, so whatever was never looked at stays in use.
 //
-//   byte 0: units 0–7, lowest bit first (as ext2's, NTFS's and exFAT's own bitmaps)
+//   units   0 ………… 32767 │ 32768 ……… 65535 │ 65536 ………
+//   pages   all used      │ own 4 KiB of bits │ all free        within a page: lowest bit of the lowest byte first
 //
-// Bits past `length` in the last byte are always 1.
+// Large volumes are mostly empty or mostly full in long stretches. A page that is all one thing takes no memory of its
+// own and is passed over in one step, so a new volume of a tebibyte costs kilobytes, not 32 MiB.
+//
+// Invariants
+//  - the two shared pages are never written to: a page is copied before its first change
+//  - bits past `length` are always 1
 
 import { assert } from "../../foundations/errors.ts";
+
+const WORD = 32;
+/** Units in a page: what one ext4 group of 4 KiB blocks has. */
+const PAGE_UNITS = 32768;
 
 /** Bits set in a 32-bit word. */
 function countBits(word: number): number {
@@ -17,79 +27,96 @@ function countBits(word: number): number {
 export class UsedBitmap {
 	/** How many units the volume has. */
 	readonly length: number;
-	readonly #bytes: Uint8Array;
-	/** The same bits as whole words, for the scans. */
-	readonly #words: Int32Array;
+	readonly #pageUnits: number;
+	readonly #allUsed: Int32Array;
+	readonly #allFree: Int32Array;
+	readonly #pages: Int32Array[];
 
-	constructor(length: number) {
+	/** `pageUnits` is a multiple of 32; another one than the default is for tests. */
+	constructor(length: number, pageUnits: number = PAGE_UNITS) {
 		this.length = length;
-		this.#words = new Int32Array(Math.ceil(length / 32)).fill(-1);
-		this.#bytes = new Uint8Array(this.#words.buffer);
+		this.#pageUnits = pageUnits;
+		this.#allUsed = new Int32Array(pageUnits / WORD).fill(-1);
+		this.#allFree = new Int32Array(pageUnits / WORD);
+		this.#pages = new Array<Int32Array>(Math.ceil(length / pageUnits)).fill(this.#allUsed);
 	}
 
 	isUsed(unit: number): boolean {
-		return unit < 0 || unit >= this.length || (this.#bytes[Math.floor(unit / 8)]! & (1 << (unit % 8))) !== 0;
+		if (unit < 0 || unit >= this.length) return true;
+		const at = unit % this.#pageUnits;
+		return (this.#pages[Math.floor(unit / this.#pageUnits)]![at >>> 5]! & (1 << (at & 31))) !== 0;
 	}
 
 	/** Marks `[from, to)` as in use; parts outside the volume are ignored. */
 	markUsed(from: number, to: number): void {
-		const end = Math.min(to, this.length);
-		let unit = Math.max(0, from);
-		for (; unit < end && unit % 8 !== 0; unit++) this.#bytes[Math.floor(unit / 8)]! |= 1 << (unit % 8);
-		const wholeBytes = Math.floor((end - unit) / 8);
-		if (wholeBytes > 0) {
-			this.#bytes.fill(0xff, unit / 8, unit / 8 + wholeBytes);
-			unit += wholeBytes * 8;
-		}
-		for (; unit < end; unit++) this.#bytes[Math.floor(unit / 8)]! |= 1 << (unit % 8);
+		this.#mark(Math.max(0, from), Math.min(to, this.length), true);
+	}
+
+	/** Marks `[from, from + count)` free. */
+	markFree(from: number, count: number): void {
+		assert(from >= 0 && from + count <= this.length, `bitmap part ${from}+${count} of ${this.length}`);
+		this.#mark(from, from + count, false);
 	}
 
 	/** Takes the bits of units `[from, from + count)` from an on-disk bitmap; `from` must be a multiple of 8. */
 	copyFrom(from: number, count: number, source: Uint8Array): void {
 		assert(from % 8 === 0 && from + count <= this.length, `bitmap part ${from}+${count} of ${this.length}`);
-		const whole = Math.floor(count / 8);
-		const at = from / 8;
-		this.#bytes.set(source.subarray(0, whole), at);
-		const rest = count % 8;
-		if (rest !== 0) {
-			const mask = (1 << rest) - 1;
-			this.#bytes[at + whole] = (this.#bytes[at + whole]! & ~mask) | (source[whole]! & mask);
+		for (let done = 0; done < count; ) {
+			const unit = from + done;
+			const index = Math.floor(unit / this.#pageUnits);
+			const at = unit % this.#pageUnits;
+			const part = Math.min(count - done, this.#pageUnits - at);
+			const words = this.#own(index);
+			const bytes = new Uint8Array(words.buffer);
+			const whole = part >>> 3;
+			bytes.set(source.subarray(done / 8, done / 8 + whole), at / 8);
+			const rest = part % 8;
+			if (rest !== 0) {
+				const mask = (1 << rest) - 1;
+				const byte = at / 8 + whole;
+				bytes[byte] = (bytes[byte]! & ~mask) | (source[done / 8 + whole]! & mask);
+			}
+			this.#share(index, words);
+			done += part;
 		}
-	}
-
-	/** Marks `[from, from + count)` free; `from` must be a multiple of 8. */
-	markFree(from: number, count: number): void {
-		assert(from % 8 === 0 && from + count <= this.length, `bitmap part ${from}+${count} of ${this.length}`);
-		const end = (from + count - (count % 8)) / 8;
-		this.#bytes.fill(0, from / 8, end);
-		if (count % 8 !== 0) this.#bytes[end]! &= ~((1 << (count % 8)) - 1);
 	}
 
 	/** Free units in `[from, to)`. */
 	countFree(from = 0, to = this.length): number {
 		let free = 0;
 		const end = Math.min(to, this.length);
-		let unit = Math.max(0, from);
-		for (; unit < end && unit % 32 !== 0; unit++) if (!this.isUsed(unit)) free++;
-		for (; unit + 32 <= end; unit += 32) free += 32 - countBits(this.#words[unit / 32]!);
-		for (; unit < end; unit++) if (!this.isUsed(unit)) free++;
+		for (let unit = Math.max(0, from); unit < end; ) {
+			const index = Math.floor(unit / this.#pageUnits);
+			const start = index * this.#pageUnits;
+			const stop = Math.min(end, start + this.#pageUnits);
+			const words = this.#pages[index]!;
+			if (words === this.#allFree) free += stop - unit;
+			else if (words !== this.#allUsed) free += countZeros(words, unit - start, stop - start);
+			unit = stop;
+		}
 		return free;
 	}
 
 	/** The first unit at or after `from` that is in use (`used`) or free; `to` where there is none before it. */
 	next(used: boolean, from: number, to: number): number {
+		const skipPage = used ? this.#allFree : this.#allUsed;
 		const skipWord = used ? 0 : -1;
-		let unit = from;
-		while (unit < to) {
-			if (unit % 32 === 0) {
-				let word = unit / 32;
-				const lastWord = Math.floor(to / 32);
-				while (word < lastWord && this.#words[word] === skipWord) word++;
-				unit = word * 32;
-				if (unit >= to) return to;
-			}
-			const stop = Math.min(to, unit - (unit % 32) + 32);
-			for (; unit < stop; unit++) if (this.isUsed(unit) === used) return unit;
+		for (let unit = from; unit < to; ) {
+			const index = Math.floor(unit / this.#pageUnits);
+			const start = index * this.#pageUnits;
+			const stop = Math.min(to, start + this.#pageUnits);
+			const words = this.#pages[index]!;
+			if (words !== skipPage)
+				for (let at = unit - start; at < stop - start; ) {
+					const word = words[at >>> 5]!;
+					if (word === skipWord) {
+						at = (at | 31) + 1;
+						continue;
+					}
+					if (((word & (1 << (at & 31))) !== 0) === used) return start + at;
+					at++;
+				}
+			unit = stop;
 		}
 		return to;
 	}
@@ -105,6 +132,60 @@ export class UsedBitmap {
 			yield { start, end: unit };
 		}
 	}
+
+	#mark(from: number, to: number, used: boolean): void {
+		for (let unit = from; unit < to; ) {
+			const index = Math.floor(unit / this.#pageUnits);
+			const start = index * this.#pageUnits;
+			const stop = Math.min(to, start + this.#pageUnits);
+			const wanted = used ? this.#allUsed : this.#allFree;
+			// Bits behind the volume's end stay 1, so only a page that is whole may become the free one.
+			if (unit === start && stop === start + this.#pageUnits) this.#pages[index] = wanted;
+			else if (this.#pages[index] !== wanted) setBits(this.#own(index), unit - start, stop - start, used);
+			unit = stop;
+		}
+	}
+
+	/** The page's bits for writing. */
+	#own(index: number): Int32Array {
+		const page = this.#pages[index]!;
+		if (page !== this.#allUsed && page !== this.#allFree) return page;
+		return (this.#pages[index] = page.slice());
+	}
+
+	/** Gives a page's memory back where it has become all one thing. */
+	#share(index: number, words: Int32Array): void {
+		const first = words[0]!;
+		if ((first === 0 || first === -1) && words.every((word) => word === first))
+			this.#pages[index] = first === 0 ? this.#allFree : this.#allUsed;
+	}
+}
+
+/** Sets or clears the bits `[from, to)`. */
+function setBits(words: Int32Array, from: number, to: number, set: boolean): void {
+	for (let at = from; at < to; ) {
+		const word = at >>> 5;
+		const stop = Math.min(to, (word + 1) * WORD);
+		const count = stop - at;
+		const mask = (count === WORD ? -1 : (1 << count) - 1) << (at & 31);
+		if (set) words[word]! |= mask;
+		else words[word]! &= ~mask;
+		at = stop;
+	}
+}
+
+/** Clear bits in `[from, to)`. */
+function countZeros(words: Int32Array, from: number, to: number): number {
+	let zeros = 0;
+	for (let at = from; at < to; ) {
+		const word = at >>> 5;
+		const stop = Math.min(to, (word + 1) * WORD);
+		const count = stop - at;
+		const mask = (count === WORD ? -1 : (1 << count) - 1) << (at & 31);
+		zeros += countBits(~words[word]! & mask);
+		at = stop;
+	}
+	return zeros;
 }
 
 /** Free (zero) bits among the first `count` bits of an on-disk bitmap. */
