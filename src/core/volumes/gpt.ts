@@ -52,6 +52,10 @@ export interface GptTable {
 	readonly partitions: readonly Partition[];
 	readonly warnings: readonly string[];
 	readonly identity: readonly ByteRange[];
+	/** Headers and entries. */
+	readonly occupied: readonly ByteRange[];
+	/** False where only the copy at the end is valid. */
+	readonly isFirstValid: boolean;
 }
 
 interface Half {
@@ -135,15 +139,16 @@ export async function readGpt(disk: ByteSource, sectorSize: number): Promise<Gpt
 	const halves = [first, copy].filter((half): half is Half => half !== null && typeof half !== "string");
 	if (halves.length === 2 && !sameBytes(halves[0]!.entries, halves[1]!.entries))
 		warnings.push("the partition table and its copy differ; the first is used");
-	const identity = [
-		{ start: byteOffset(sectorSize), length: byteCount(sectorSize) },
-		...halves.map((half) => ({
-			start: byteOffset(half.header.entriesSector * sectorSize),
-			length: byteCount(half.entries.length),
-		})),
-		{ start: byteOffset(lastSector * sectorSize), length: byteCount(sectorSize) },
-	];
-	return { sectorSize, partitions, warnings, identity };
+	const sectorAt = (sector: number): ByteRange => ({
+		start: byteOffset(sector * sectorSize),
+		length: byteCount(sectorSize),
+	});
+	const occupied = halves.flatMap((half) => [
+		sectorAt(half.header.ownSector),
+		{ start: byteOffset(half.header.entriesSector * sectorSize), length: byteCount(half.entries.length) },
+	]);
+	const identity = [sectorAt(1), ...occupied, sectorAt(lastSector)];
+	return { sectorSize, partitions, warnings, identity, occupied, isFirstValid: good === first };
 }
 
 const sameBytes = (a: Uint8Array, b: Uint8Array): boolean =>

@@ -9,12 +9,13 @@ import { readBytes } from "../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 import type { GptTable } from "./gpt.ts";
 import { readGpt } from "./gpt.ts";
-import { PROTECTIVE_TYPE, parseMbr, readMbr } from "./mbr.ts";
+import { type MbrTableEntry, PROTECTIVE_TYPE, parseMbr, readMbr } from "./mbr.ts";
 import type { Partition, PartitionTable } from "./partition.ts";
 
 export type { Partition, PartitionTable } from "./partition.ts";
 
 const SECTOR_SIZES = [512, 4096] as const;
+const FIRST_SECTOR: ByteRange = { start: byteOffset(0), length: byteCount(512) };
 /** First bytes of a disk: where both tables' first sectors lie, whatever the sector size. */
 const HEAD_BYTES = 8192;
 
@@ -27,6 +28,7 @@ export async function readPartitionTable(disk: ByteSource): Promise<PartitionTab
 		refused,
 		warnings: [],
 		identity: [head],
+		occupied: [],
 	});
 	if (disk.size < 1024) return none(null);
 
@@ -53,18 +55,21 @@ export async function readPartitionTable(disk: ByteSource): Promise<PartitionTab
 				entries!.filter((entry) => entry.type !== PROTECTIVE_TYPE),
 			)
 		).partitions;
-		return { table: "gpt", refused: null, ...besideHybrid(gpt, hybrid), identity: [head, ...gpt.identity] };
+		return {
+			table: "gpt",
+			refused: null,
+			...besideHybrid(gpt, hybrid),
+			identity: [head, ...gpt.identity],
+			occupied: [FIRST_SECTOR, ...gpt.occupied],
+		};
 	}
 	// Without a protective MBR kernels ignore a GPT; one whose first header is valid is more than a leftover at the end.
-	const firstHeaders = found.filter(
-		(gpt) => !gpt.warnings.some((warning) => warning.startsWith("the first partition table")),
-	);
-	const used = entries?.filter((entry) => entry.type !== 0 && entry.sectorCount > 0) ?? [];
-	if (firstHeaders.length > 0)
+	if (found.some(({ isFirstValid }) => isFirstValid))
 		return none(
 			"the disk holds a GPT without a protective MBR; remove the stale table with wipefs, or repair it with gdisk",
 		);
-	if (used.length === 0) return none(null);
+	const used = entries?.filter((entry) => entry.type !== 0 && entry.sectorCount > 0) ?? [];
+	if (used.length === 0 || isPretence(used, disk.size)) return none(null);
 	const mbr = await readMbr(disk, entries!);
 	return {
 		table: "mbr",
@@ -72,8 +77,17 @@ export async function readPartitionTable(disk: ByteSource): Promise<PartitionTab
 		refused: null,
 		warnings: mbr.warnings,
 		identity: [head, ...mbr.identity],
+		occupied: mbr.identity,
 	};
 }
+
+/**
+ * True where a table divides nothing: one partition that begins with the table itself and has all of the disk. mkfs.fat
+ * (option --mbr) and isohybrid write one into the boot sector of a file system that lies straight on the disk, for
+ * systems that insist on a table; either way of reading it leads to the same bytes.
+ */
+const isPretence = (used: readonly MbrTableEntry[], diskSize: number): boolean =>
+	used.length === 1 && used[0]!.firstSector === 0 && used[0]!.sectorCount >= Math.floor(diskSize / 512);
 
 /** Entries of a hybrid MBR must repeat GPT partitions; any other is added, so that the overlap check keeps both whole. */
 function besideHybrid(

@@ -35,7 +35,8 @@ const isExtended = (type: number): boolean => type === 0x05 || type === 0x0f || 
 /** The type of the one entry that a GPT disk shows to old tools. */
 export const PROTECTIVE_TYPE = 0xee;
 
-interface Entry {
+/** An entry of the table, as far as it counts here. */
+export interface MbrTableEntry {
 	readonly status: number;
 	readonly type: number;
 	readonly firstSector: number;
@@ -43,7 +44,7 @@ interface Entry {
 }
 
 /** The four entries of a table sector, or null where the sector is no partition table. */
-export function parseMbr(sector: Uint8Array): readonly Entry[] | null {
+export function parseMbr(sector: Uint8Array): readonly MbrTableEntry[] | null {
 	const view = viewOf(sector);
 	if (Signature.read.magic(view, 0) !== 0xaa55) return null;
 	const entries = [0, 1, 2, 3].map((index) => MbrEntry.at(view, ENTRIES_AT + index * MbrEntry.size));
@@ -58,7 +59,7 @@ export interface MbrTable {
 }
 
 /** Reads the partitions of a table sector, following its extended partitions. */
-export async function readMbr(disk: ByteSource, entries: readonly Entry[]): Promise<MbrTable> {
+export async function readMbr(disk: ByteSource, entries: readonly MbrTableEntry[]): Promise<MbrTable> {
 	const partitions: Partition[] = [];
 	const warnings: string[] = [];
 	const identity: ByteRange[] = [{ start: byteOffset(0), length: byteCount(SECTOR) }];
@@ -70,7 +71,7 @@ export async function readMbr(disk: ByteSource, entries: readonly Entry[]): Prom
 	});
 	const visited = new Set<number>([0]);
 	let logicalNumber = 5;
-	const followChain = async (number: number, extended: Entry): Promise<void> => {
+	const followChain = async (number: number, extended: MbrTableEntry): Promise<void> => {
 		let at = extended.firstSector;
 		for (let links = 0; links <= MAX_LOGICAL; links++) {
 			if (visited.has(at)) {

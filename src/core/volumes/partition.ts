@@ -22,4 +22,6 @@ export interface PartitionTable {
 	readonly warnings: readonly string[];
 	/** Byte ranges of the disk that the answer depends on. */
 	readonly identity: readonly ByteRange[];
+	/** Byte ranges of the disk that the table's own sectors take; no partition reaches into them. */
+	readonly occupied: readonly ByteRange[];
 }
