@@ -5,7 +5,7 @@ import { runOk } from "../test/support/processes.ts";
 import type { ScratchFolder } from "../tools/scratch-folder.ts";
 import { makeAgedImage } from "./aged-image.ts";
 import { type Contestant, type ContestResult, contest, contestTable } from "./contest.ts";
-import type { OfflineSettings } from "./offline.ts";
+import type { OfflineSettings } from "./offline-settings.ts";
 import { type Program, script } from "./timed.ts";
 
 /** Prints a table per kind of target: time, space of the target; for qemu-img and vmsweep seconds per GiB written. */

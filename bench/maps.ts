@@ -14,7 +14,7 @@ import { runOk } from "../test/support/processes.ts";
 import { seededRandom } from "../test/support/randomness.ts";
 import type { ScratchFolder } from "../tools/scratch-folder.ts";
 import { type Contestant, type ContestResult, contest, contestTable } from "./contest.ts";
-import type { OfflineSettings } from "./offline.ts";
+import type { OfflineSettings } from "./offline-settings.ts";
 import { script } from "./timed.ts";
 
 const TIB = 2 ** 40;

@@ -19,6 +19,7 @@ import { chosen, positive } from "./choices.ts";
 import { measureConverts } from "./converts.ts";
 import { describeMachine, machineLines } from "./machine.ts";
 import { measureMaps } from "./maps.ts";
+import type { OfflineSettings } from "./offline-settings.ts";
 import { measureSweeps } from "./sweeps.ts";
 
 const jobs = ["map", "sweep", "convert"] as const;
@@ -35,15 +36,6 @@ const usage = `Usage: make bench, or: bench/offline.ts [options]
   --vmsweep PATH  the vmsweep command to measure (default: this checkout's)`;
 
 const MIB = 1 << 20;
-
-/** What all three jobs are told. */
-export interface OfflineSettings {
-	readonly rounds: number;
-	readonly sizeBytes: number;
-	readonly writtenBytes: number;
-	readonly types: readonly AgedType[];
-	readonly vmsweep: string;
-}
 
 try {
 	await main(process.argv.slice(2));

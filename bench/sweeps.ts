@@ -7,7 +7,7 @@ import { runOk } from "../test/support/processes.ts";
 import type { ScratchFolder } from "../tools/scratch-folder.ts";
 import { type AgedType, agedTypes, makeAgedImage } from "./aged-image.ts";
 import { type Contestant, type ContestResult, contest, contestTable } from "./contest.ts";
-import type { OfflineSettings } from "./offline.ts";
+import type { OfflineSettings } from "./offline-settings.ts";
 import { type Program, script } from "./timed.ts";
 
 /** Mount, trim, unmount: what the guest's own kernel would do. */

@@ -14,7 +14,7 @@ interface Check {
 const staticChecks: readonly Check[] = [
 	{ name: "types", command: ["tsc", "-p", "tsconfig.json"] },
 	{ name: "types of pure code", command: ["tsc", "-p", "tsconfig.core.json"] },
-	{ name: "format and lint (biome)", command: ["biome", "ci", "--error-on-warnings"] },
+	{ name: "format and lint (biome)", command: ["biome", "ci", "--colors=off", "--error-on-warnings"] },
 	{ name: "lint with types (oxlint)", command: ["oxlint", "--deny-warnings"] },
 	{ name: "unused exports (knip)", command: ["knip", "--no-progress"] },
 ];

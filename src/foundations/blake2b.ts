@@ -2,10 +2,10 @@
 // ones, low word first, in one array: BigInt would be some ten times slower.
 
 /** The square roots' fractional parts that SHA-512 starts with, too: low word, high word. */
-const start = Int32Array.of(
-	...[0xf3bcc908, 0x6a09e667, 0x84caa73b, 0xbb67ae85, 0xfe94f82b, 0x3c6ef372, 0x5f1d36f1, 0xa54ff53a],
-	...[0xade682d1, 0x510e527f, 0x2b3e6c1f, 0x9b05688c, 0xfb41bd6b, 0x1f83d9ab, 0x137e2179, 0x5be0cd19],
-);
+const start = Int32Array.from([
+	0xf3bcc908, 0x6a09e667, 0x84caa73b, 0xbb67ae85, 0xfe94f82b, 0x3c6ef372, 0x5f1d36f1, 0xa54ff53a, 0xade682d1,
+	0x510e527f, 0x2b3e6c1f, 0x9b05688c, 0xfb41bd6b, 0x1f83d9ab, 0x137e2179, 0x5be0cd19,
+]);
 
 /** The order of the message's words, per round; rounds 10 and 11 repeat the first two (RFC 7693, 2.7). */
 const schedule = [

@@ -4,6 +4,7 @@
 //
 //   crc32c   Castagnoli, reflected   ext4, jbd2, btrfs, XFS     raw: seed in, register out, no final complement
 //   crc32    ISO 3309, reflected     GPT                        as zlib's crc32()
+//   crc32From  the same              LVM, F2FS                        raw
 //   crc32be  ISO 3309, unreflected   jbd2 version 1 checksums   raw
 //   crc16    ANSI, reflected         ext4 group descriptors without metadata_csum   raw
 
@@ -67,6 +68,9 @@ export const crc32c = (seed: number, data: Uint8Array): number => slicingBy8(cas
 
 /** CRC-32 with the complements at both ends, as zlib's `crc32()`: what GPT headers carry. */
 export const crc32 = (data: Uint8Array): number => ~slicingBy8(iso, 0xffffffff, data) >>> 0;
+
+/** CRC-32 (reflected) continued from `seed` without complements: LVM's and F2FS's checksums, with seeds of their own. */
+export const crc32From = (seed: number, data: Uint8Array): number => slicingBy8(iso, seed, data);
 
 /** CRC-32, most significant bit first, continued from `seed` without complement, as Linux's `crc32_be`. */
 export function crc32be(seed: number, data: Uint8Array): number {

@@ -31,6 +31,7 @@ export const errorTable = {
 	IMAGE_LOCKED: row("refused", 3),
 	IMAGE_UNSUPPORTED: row("unsupported", 3),
 	IMAGE_DAMAGED: row("corrupt", 3),
+	IMAGE_HAS_OVERLAY: row("refused", 3),
 	DISK_LOCKED: row("refused", 3),
 	ADDRESS_IN_USE: row("refused", 3),
 	DISK_NOT_SERVED: row("refused", 3),

@@ -12,7 +12,7 @@
 import type { ByteSource } from "./source.ts";
 import type { ByteCount, ByteOffset } from "./units.ts";
 
-/** What is known about a run of bytes. Only `free` may ever be dropped. */
+/** What is known about a run of bytes. Only `free`, and `used` that is `neverUsed`, may ever be dropped. */
 export type ExtentState = "used" | "free" | "unknown";
 
 /** A run of bytes of the disk with one state. */
@@ -20,8 +20,13 @@ export interface Extent {
 	readonly start: ByteOffset;
 	readonly length: ByteCount;
 	readonly state: ExtentState;
-	/** The volume's id, or null between volumes (partition tables, gaps, boot areas). */
+	/**
+	 * The id of the volume that it belongs to, the innermost one (a logical volume rather than its physical volume), or
+	 * null between volumes (partition tables, gaps, boot areas).
+	 */
 	readonly volume: string | null;
+	/** Only with `used`: metadata that nobody will read, see {@link FileSystemMap.neverUsed}; absent otherwise. */
+	readonly neverUsed?: true;
 }
 
 /** A run of bytes; what it counts from (disk or volume) is said where it is used. */
@@ -33,11 +38,14 @@ export interface ByteRange {
 /** `clean`: unmounted cleanly. `dirty`: mounted, crashed, or being repaired. `unknown`: no reader could tell. */
 export type VolumeState = "clean" | "dirty" | "unknown";
 
-/** One volume: a partition, or a file system straight on the disk. */
+/** One volume: a partition, a file system straight on the disk, or a logical volume inside one of them. */
 export interface VolumeMap {
-	/** `p1`, `p2`, … with the partition table's numbers, or `disk` for a volume straight on the disk. */
+	/**
+	 * `p1`, `p2`, … with the partition table's numbers, or `disk` for a volume straight on the disk; for a logical volume
+	 * that id with the names of its volume group and its own: `p2/vg0/root`.
+	 */
 	readonly id: string;
-	/** Byte position on the disk. */
+	/** Where its first byte lies on the disk. A logical volume may go on anywhere else. */
 	readonly offset: ByteOffset;
 	readonly size: ByteCount;
 	/** `ext2`, `ext3`, `ext4`; the name of a signature that is known but not read (`xfs`, `swap`, …); or `unknown`. */
@@ -50,6 +58,9 @@ export interface VolumeMap {
 	readonly usedBytes: ByteCount | null;
 	/** Bytes proved free; null where no reader could tell. */
 	readonly freeBytes: ByteCount | null;
+	/** Of the used bytes, those that nobody will read ({@link FileSystemMap.neverUsed}); absent where there are none. */
+	readonly neverUsedBytes?: ByteCount;
+	/** Volumes inside this one: an LVM physical volume's logical volumes. */
 	readonly children: readonly VolumeMap[];
 	/** Why the whole volume is kept, in one sentence; null where its free space was read. */
 	readonly kept: string | null;
@@ -71,8 +82,8 @@ export interface FileSystemMap {
 	readonly kept: string | null;
 	readonly warnings: readonly string[];
 	/**
-	 * What counts as used but provably never held content that anyone reads: inode tables that were never initialised.
-	 * Sweeping may drop it; the file system's own count of free space does not have it.
+	 * What counts as used, but whose content provably nobody will read: inode tables that were never initialised, the
+	 * blocks of an empty journal. Sweeping may drop it; the file system's own count of free space does not have it.
 	 */
 	readonly neverUsed?: {
 		readonly bytes: ByteCount;
@@ -112,4 +123,12 @@ export interface GuestMap {
 	/** What reading the map cost. */
 	readonly bytesRead: number;
 	readonly reads: number;
+}
+
+/** Every volume, those inside others too, each behind the one that holds it. */
+export function* allVolumes(volumes: readonly VolumeMap[]): Generator<VolumeMap> {
+	for (const volume of volumes) {
+		yield volume;
+		yield* allVolumes(volume.children);
+	}
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { ByteSource } from "../../foundations/source.ts";
 import { byteCount } from "../../foundations/units.ts";
-import { findSignatures, signatureRanges, signatureWatcher } from "./signatures.ts";
+import { findMarks, findSignatures, signatureRanges, signatureWatcher } from "./signatures.ts";
 
 const SIZE = 4 << 20;
 const source = (bytes: Uint8Array): ByteSource => ({
@@ -15,15 +15,38 @@ const put = (bytes: Uint8Array, at: number, text: string): void => {
 	for (let i = 0; i < text.length; i++) bytes[at + i] = text.charCodeAt(i);
 };
 
+/** Inodes, blocks, blocks and inodes per group: what makes the mark believable. */
+function putExtSuperblock(bytes: Uint8Array): void {
+	for (const field of [0x0, 0x4, 0x20, 0x28]) put(bytes, 1024 + field, "\x10\0\0\0");
+}
+
 test("marks are found at their places, also at the end, and each owner once", async () => {
 	const bytes = new Uint8Array(SIZE);
 	assert.deepEqual(await findSignatures(source(bytes)), []);
 	put(bytes, 1024 + 0x38, "\x53\xef");
+	assert.deepEqual(await findSignatures(source(bytes)), ["ext"], "alone, whatever is around it");
+	putExtSuperblock(bytes);
 	put(bytes, 0x10040, "_BHRfS_M");
 	put(bytes, 512, "LABELONE");
 	put(bytes, 1536, "LABELONE");
 	put(bytes, SIZE - 0x10000, "\xfc\x4e\x2b\xa9");
 	assert.deepEqual([...(await findSignatures(source(bytes)))].sort(), ["btrfs", "ext", "lvm-pv", "md-raid"]);
+});
+
+test("two bytes that look like ext's are no owner beside another one", async () => {
+	const bytes = new Uint8Array(SIZE);
+	put(bytes, 0, "XFSB");
+	put(bytes, 1024 + 0x38, "\x53\xef");
+	assert.deepEqual(await findSignatures(source(bytes)), ["xfs"]);
+	putExtSuperblock(bytes);
+	assert.deepEqual([...(await findSignatures(source(bytes)))].sort(), ["ext", "xfs"]);
+	assert.deepEqual(
+		(await findMarks(source(bytes))).map(({ type, start, length }) => [type, start, length]),
+		[
+			["ext", 1080, 2],
+			["xfs", 0, 4],
+		],
+	);
 });
 
 test("a volume too small for any mark has none", async () => {

@@ -7,7 +7,8 @@
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { readBytes } from "../../foundations/source.ts";
-import { byteCount, byteOffset } from "../../foundations/units.ts";
+import { viewOf } from "../../foundations/struct.ts";
+import { byteCount, byteOffset, roundDown } from "../../foundations/units.ts";
 
 /** A mark: `bytes` at `at`, counted from the volume's start, or from its end where negative. */
 interface Mark {
@@ -18,6 +19,14 @@ interface Mark {
 
 const mark = (type: string, at: number, bytes: string): Mark => ({ type, at, bytes });
 
+/**
+ * Four labels of 256 KiB, two at each end of a volume whose size is cut to whole labels. Each holds a list of names
+ * and values, the first of which is "version" (OpenZFS, "ZFS On-Disk Specification", chapter 1).
+ */
+const ZFS_LABEL_BYTES = 256 << 10;
+const ZFS_NAMES_AT = (16 << 10) + 20;
+const ZFS_NAMES = "\0\0\0\x07version\0";
+
 /** Marks of everything but ext2, ext3 and ext4. Each string is one byte per character. */
 const marks: readonly Mark[] = [
 	mark("xfs", 0, "XFSB"),
@@ -27,6 +36,7 @@ const marks: readonly Mark[] = [
 	mark("ntfs", 3, "NTFS    "),
 	mark("exfat", 3, "EXFAT   "),
 	mark("bitlocker", 3, "-FVE-FS-"),
+	mark("bitlocker", 424, "\x3b\xd6\x67\x49\x29\x2e\xd8\x4a\x83\x99\xf6\xa3\x39\xe3\xd0\x01"), // BitLocker To Go, posing as FAT
 	mark("refs", 3, "ReFS\0\0\0\0"),
 	mark("vfat", 82, "FAT32   "),
 	mark("vfat", 54, "FAT16   "),
@@ -60,6 +70,8 @@ const marks: readonly Mark[] = [
 	mark("hfsplus", 1024, "HX\0\x05"),
 	mark("apfs", 32, "NXSB"),
 	mark("zfs", 0x20000, "\x0c\xb1\xba\0\0\0\0\0"),
+	mark("zfs", ZFS_NAMES_AT, ZFS_NAMES),
+	mark("zfs", ZFS_LABEL_BYTES + ZFS_NAMES_AT, ZFS_NAMES),
 	mark("ocfs2", 0x800, "OCFSV2"),
 	mark("gfs2", 0x10000, "\x01\x16\x19\x70"),
 	mark("vmfs", 0x100000, "\x0d\xd0\x01\xc0"),
@@ -67,21 +79,53 @@ const marks: readonly Mark[] = [
 	mark("dm-verity", 0, "verity\0\0"),
 	mark("dm-integrity", 0, "integrt\0"),
 	mark("dm-snapshot", 0, "SnAp"),
+	mark("stratis", 512 + 4, "!Stra0tis\x86\xff\x02^\x41rh"),
+	mark("vdo", 0, "dmvdo001"),
+	mark("oracle-asm", 32, "ORCLDISK"),
+	mark("intel-raid", -1024, "Intel Raid ISM Cfg"),
+	mark("ddf-raid", -512, "\xde\x11\xde\x11"),
 	mark("drbd", -4096 + 0x3c, "\x83\x74\x02\x6b"),
 	mark("drbd", -4096 + 0x3c, "\x83\x74\x02\x6c"),
 ];
 
-/** MD superblocks of versions 0.90 and 1.0 lie at the end, at a place that depends on the size. */
-const endMarks = (size: number): readonly Mark[] => [
-	mark("md-raid", Math.floor(size / 0x10000) * 0x10000 - 0x10000, "\xfc\x4e\x2b\xa9"),
-	mark("md-raid", Math.floor((size - 0x2000) / 0x1000) * 0x1000, "\xfc\x4e\x2b\xa9"),
-];
+/** Marks near the end whose place depends on the size: MD superblocks of versions 0.90 and 1.0, labels of ZFS. */
+const endMarks = (size: number): readonly Mark[] => {
+	const [md90, zfs] = [roundDown(size, 0x10000) - 0x10000, roundDown(size, ZFS_LABEL_BYTES)];
+	return [
+		mark("md-raid", md90, "\xfc\x4e\x2b\xa9"),
+		mark("md-raid", md90, "\xa9\x2b\x4e\xfc"), // version 0.90 has its host's byte order
+		mark("md-raid", roundDown(size - 0x2000, 0x1000), "\xfc\x4e\x2b\xa9"),
+		mark("zfs", zfs - ZFS_LABEL_BYTES + ZFS_NAMES_AT, ZFS_NAMES),
+		mark("zfs", zfs - 2 * ZFS_LABEL_BYTES + ZFS_NAMES_AT, ZFS_NAMES),
+	].filter(({ at }) => at >= 0);
+};
 
 /** ext2, ext3 and ext4 share one magic number, in the superblock's `s_magic`. */
 const extMark = mark("ext", 1024 + 0x38, "\x53\xef");
 
+/** A mark that is there: whose, and which bytes of the volume it is. */
+export interface FoundMark extends ByteRange {
+	readonly type: string;
+}
+
 /** The names of all known owners whose mark is in the volume, without repeats; `ext` stands for the ext family. */
 export async function findSignatures(volume: ByteSource): Promise<readonly string[]> {
+	const places = await matching(volume);
+	// ext alone is ext, in whatever state: its reader has words for that.
+	const marks = places.length === 1 ? places : await plausible(volume, places);
+	return [...new Set(marks.map(({ type }) => type))];
+}
+
+/** All marks in the volume, but ext's only where a superblock is around it: two bytes come about by chance. */
+export async function findMarks(volume: ByteSource): Promise<readonly FoundMark[]> {
+	return (await plausible(volume, await matching(volume))).map(({ type, start, bytes }) => ({
+		type,
+		start: byteOffset(start),
+		length: byteCount(bytes.length),
+	}));
+}
+
+async function matching(volume: ByteSource): Promise<Place[]> {
 	const windows = new Map<number, Uint8Array>();
 	/** Marks lie close together, so whole 4 KiB windows are read, each once. */
 	const window = async (index: number): Promise<Uint8Array> => {
@@ -91,7 +135,7 @@ export async function findSignatures(volume: ByteSource): Promise<readonly strin
 		windows.set(index, bytes);
 		return bytes;
 	};
-	const found = new Set<string>();
+	const found: Place[] = [];
 	for (const place of placesIn(volume.size)) {
 		const text = place.bytes;
 		let same = true;
@@ -100,14 +144,48 @@ export async function findSignatures(volume: ByteSource): Promise<readonly strin
 			const bytes = await window(Math.floor(at / WINDOW));
 			same = bytes[at % WINDOW] === text.charCodeAt(i);
 		}
-		if (same) found.add(place.type);
+		if (same) found.push(place);
 	}
-	return [...found];
+	return found;
+}
+
+async function plausible(volume: ByteSource, places: readonly Place[]): Promise<readonly Place[]> {
+	if (!places.some(({ type }) => type === "ext") || (await holdsExtSuperblock(volume))) return places;
+	return places.filter(({ type }) => type !== "ext");
+}
+
+/**
+ * True where the fields around ext's mark could be those of a superblock that some kernel would mount: block size,
+ * groups, revision and creator as the format has them (Linux, Documentation/filesystems/ext4, "Super Block").
+ */
+async function holdsExtSuperblock(volume: ByteSource): Promise<boolean> {
+	if (volume.size < 2048) return false;
+	const view = viewOf(await readBytes(volume, byteOffset(1024), 1024));
+	const word = (at: number): number => view.getUint32(at, true);
+	const [inodes, blocks, firstBlock, logBlockSize] = [word(0x0), word(0x4), word(0x14), word(0x18)];
+	const [blocksPerGroup, inodesPerGroup, creator, revision] = [word(0x20), word(0x28), word(0x48), word(0x4c)];
+	return (
+		inodes > 0 &&
+		blocks + word(0x150) > 0 &&
+		firstBlock <= 1 &&
+		logBlockSize <= 6 &&
+		blocksPerGroup > 0 &&
+		inodesPerGroup > 0 &&
+		creator <= 4 &&
+		revision <= 1
+	);
 }
 
 const WINDOW = 4096;
 
-function placesIn(size: number): { type: string; start: number; bytes: string }[] {
+/** A mark at its place in a volume of a certain size. */
+interface Place {
+	readonly type: string;
+	readonly start: number;
+	readonly bytes: string;
+}
+
+function placesIn(size: number): Place[] {
 	return [extMark, ...marks, ...endMarks(size)]
 		.map(({ type, at, bytes }) => ({ type, start: at < 0 ? size + at : at, bytes }))
 		.filter(({ start, bytes }) => start >= 0 && start + bytes.length <= size);

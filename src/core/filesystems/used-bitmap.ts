@@ -38,7 +38,7 @@ export class UsedBitmap {
 		this.#pageUnits = pageUnits;
 		this.#allUsed = new Int32Array(pageUnits / WORD).fill(-1);
 		this.#allFree = new Int32Array(pageUnits / WORD);
-		this.#pages = new Array<Int32Array>(Math.ceil(length / pageUnits)).fill(this.#allUsed);
+		this.#pages = Array.from({ length: Math.ceil(length / pageUnits) }, () => this.#allUsed);
 	}
 
 	isUsed(unit: number): boolean {
@@ -150,7 +150,9 @@ export class UsedBitmap {
 	#own(index: number): Int32Array {
 		const page = this.#pages[index]!;
 		if (page !== this.#allUsed && page !== this.#allFree) return page;
-		return (this.#pages[index] = page.slice());
+		const own = page.slice();
+		this.#pages[index] = own;
+		return own;
 	}
 
 	/** Gives a page's memory back where it has become all one thing. */

@@ -21,7 +21,7 @@ import { countZeroBits, UsedBitmap } from "../used-bitmap.ts";
 import { readBlocks } from "./block-reader.ts";
 import { BlockRanges, baseMetadata, descriptorBlockAt } from "./groups.ts";
 import type { JournalRun } from "./journal-file.ts";
-import { BLOCK_UNINIT, GroupDescriptor } from "./layout.ts";
+import { BLOCK_UNINIT, GroupDescriptor, INODE_UNINIT } from "./layout.ts";
 import type { Geometry } from "./open.ts";
 import { clustersInGroup, groupEnd, groupStart } from "./open.ts";
 
@@ -34,6 +34,8 @@ export interface Group {
 	readonly inodeTable: number;
 	readonly freeClusters: number;
 	readonly uninitialised: boolean;
+	/** Inodes at the end of its table that are not in use; 0 where no checksum protects that statement. */
+	readonly unusedInodes: number;
 	readonly bitmapChecksum: number;
 	/** Why the group cannot be believed, or null. */
 	readonly wrong: string | null;
@@ -78,10 +80,22 @@ export function parseDescriptor(
 		inodeTable,
 		freeClusters: read.freeBlocksLow(view, 0) + (wide ? read.freeBlocksHigh(view, 0) * 0x1_0000 : 0),
 		uninitialised: expected !== null && (read.flags(view, 0) & BLOCK_UNINIT) !== 0,
+		unusedInodes: expected === null ? 0 : unusedInodes(view, geometry, wide),
 		bitmapChecksum:
 			read.blockBitmapChecksumLow(view, 0) + (wide ? read.blockBitmapChecksumHigh(view, 0) * 0x1_0000 : 0),
 		wrong,
 	};
+}
+
+/** `bg_itable_unused`, 0 where it contradicts the number of free inodes. */
+function unusedInodes(view: DataView, { inodesPerGroup }: Geometry, wide: boolean): number {
+	const read = GroupDescriptor.read;
+	const count = (low: number, high: (view: DataView, base: number) => number): number =>
+		low + (wide ? high(view, 0) * 0x1_0000 : 0);
+	const free = count(read.freeInodesLow(view, 0), read.freeInodesHigh);
+	const isUninitialised = (read.flags(view, 0) & INODE_UNINIT) !== 0;
+	const unused = isUninitialised ? inodesPerGroup : count(read.unusedInodesLow(view, 0), read.unusedInodesHigh);
+	return unused <= free && free <= inodesPerGroup ? unused : 0;
 }
 
 /** The checksum that a descriptor should carry, or null where the file system has none. */

@@ -5,13 +5,14 @@
 // pending, features not known here) is kept whole, with one sentence that says why.
 
 import { isVmsweepError } from "../../../foundations/errors.ts";
-import type { FileSystemMap, VolumeState } from "../../../foundations/guest-map.ts";
+import type { FileSystemMap } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
 import type { Allocation } from "./free-space.ts";
+import { neverUsedBlocks } from "./never-used.ts";
 import type { Identity } from "./open.ts";
 import { identify, readSuperblock } from "./open.ts";
-import { readAllocation, recover } from "./recover.ts";
+import { type Journal, type Recovered, readAllocation, recover } from "./recover.ts";
 
 export { Ext4LiveVolume } from "./live.ts";
 
@@ -33,14 +34,14 @@ export async function readExt(volume: ByteSource): Promise<FileSystemMap | null>
 				volume,
 				"its journal holds fast commits; mount and unmount it in the guest, then try again",
 			);
-		return describe(await readAllocation(recovered), recovered.state);
+		return describe(await readAllocation(recovered), recovered);
 	} catch (error) {
 		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;
 		return keptWhole(identity, volume, error.message);
 	}
 }
 
-function describe(allocation: Allocation, state: VolumeState): FileSystemMap {
+function describe(allocation: Allocation, { state, journal }: Recovered): FileSystemMap {
 	const { identity, blockSize, blocksCount } = allocation.geometry;
 	const size = blocksCount * blockSize;
 	const free = allocation.freeBytes();
@@ -55,9 +56,28 @@ function describe(allocation: Allocation, state: VolumeState): FileSystemMap {
 		freeBytes: byteCount(free),
 		kept: null,
 		warnings: allocation.warnings,
+		...(state === "clean" ? { neverUsed: neverUsedOf(allocation, journal) } : {}),
 		*freeRuns(from, to) {
 			for (const { start, length } of allocation.freeRuns(from, to))
 				yield { start: byteOffset(start), length: byteCount(length) };
+		},
+	};
+}
+
+function neverUsedOf(
+	{ geometry, groups }: Allocation,
+	journal: Journal | null,
+): NonNullable<FileSystemMap["neverUsed"]> {
+	const { ranges, count } = neverUsedBlocks(geometry, groups, journal);
+	const { blockSize } = geometry;
+	return {
+		bytes: byteCount(count * blockSize),
+		*runs(from, to) {
+			for (const { start, end } of ranges.within(Math.floor(from / blockSize), Math.ceil(to / blockSize))) {
+				const first = Math.max(from, start * blockSize);
+				const length = Math.min(to, end * blockSize) - first;
+				if (length > 0) yield { start: byteOffset(first), length: byteCount(length) };
+			}
 		},
 	};
 }

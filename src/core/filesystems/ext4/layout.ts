@@ -56,15 +56,21 @@ export const GroupDescriptor = struct("ext4_group_desc", 64, {
 	inodeBitmapLow: u32le(0x4),
 	inodeTableLow: u32le(0x8),
 	freeBlocksLow: u16le(0xc),
+	freeInodesLow: u16le(0xe),
 	flags: u16le(0x12),
 	blockBitmapChecksumLow: u16le(0x18),
+	unusedInodesLow: u16le(0x1c),
 	checksum: u16le(0x1e),
 	blockBitmapHigh: u32le(0x20),
 	inodeBitmapHigh: u32le(0x24),
 	inodeTableHigh: u32le(0x28),
 	freeBlocksHigh: u16le(0x2c),
+	freeInodesHigh: u16le(0x2e),
+	unusedInodesHigh: u16le(0x32),
 	blockBitmapChecksumHigh: u16le(0x38),
 });
+/** No inode of the group is in use, and none of its table was written. */
+export const INODE_UNINIT = 0x1;
 /** The descriptor's block bitmap was never written; its content follows from the layout. */
 export const BLOCK_UNINIT = 0x2;
 

@@ -68,7 +68,8 @@ export async function readFreeTree(
 			for (let i = 0; i < count; i++) {
 				const key = FreeRecord.read.start(data, limits.header + i * 8);
 				const child = data.getUint32(limits.header + limits.maxChildren * 8 + i * 4);
-				if (i === 0 && keys !== null && key !== keys[index]) throw damaged(`its block ${blocks[index]} has a wrong key`);
+				if (i === 0 && keys !== null && key !== keys[index])
+					throw damaged(`its block ${blocks[index]} has a wrong key`);
 				if (childKeys.length > 0 && key <= childKeys.at(-1)!) throw damaged(`its keys go back at ${key}`);
 				if (!isPlausible(child)) throw damaged(`it names block ${child}`);
 				children.push(child);
@@ -92,7 +93,8 @@ export async function readFreeTree(
 			const at = limits.header + i * 8;
 			const start = FreeRecord.read.start(data, at);
 			const length = FreeRecord.read.length(data, at);
-			if (i === 0 && keys !== null && start !== keys[index]) throw damaged(`its block ${blocks[index]} has a wrong key`);
+			if (i === 0 && keys !== null && start !== keys[index])
+				throw damaged(`its block ${blocks[index]} has a wrong key`);
 			if (start < limits.firstBlock || length === 0 || start + length > end)
 				throw damaged(`it has free blocks ${start} to ${start + length} of ${end}`);
 			runs.add(start, length);

@@ -55,16 +55,20 @@ export async function readGroups(
 		const agfs = await Promise.all(groups.map((group) => orDamage(readAgf(view, geometry, group, newerThanLog))));
 		for (const [index, agf] of agfs.entries()) {
 			const group = groups[index]!;
-			const damage = typeof agf === "string" ? agf : await orDamage(readGroup(view, geometry, agf, runs, newerThanLog));
-			if (typeof agf !== "string" && damage === undefined) {
+			const read = async (facts: AgfFacts): Promise<AgfFacts> => {
+				await readGroup(view, geometry, facts, runs, newerThanLog);
+				return facts;
+			};
+			const facts = typeof agf === "string" ? agf : await orDamage(read(agf));
+			if (typeof facts !== "string") {
 				runs.closeGroup();
-				freeBlocks += agf.freeBlocks;
-				countedBlocks += agf.freeBlocks + agf.heldBlocks + agf.treeBlocks;
+				freeBlocks += facts.freeBlocks;
+				countedBlocks += facts.freeBlocks + facts.heldBlocks + facts.treeBlocks;
 				continue;
 			}
 			runs.dropGroup();
 			if (++badGroupCount <= MAX_WARNINGS)
-				warnings.push(`allocation group ${group} is kept whole: ${damage}; run xfs_repair in the guest`);
+				warnings.push(`allocation group ${group} is kept whole: ${facts}; run xfs_repair in the guest`);
 		}
 	}
 	if (badGroupCount > MAX_WARNINGS)

@@ -31,7 +31,11 @@ export const readXfs: FileSystemReader = async (volume) => {
 		if (geometry.log === null)
 			throw new VmsweepError("VOLUME_UNSUPPORTED", "its log is on another device, which is not supported");
 		const ring = new LogRing(volume, geometry.log);
-		const ends = await findLogEnds(ring, { uuid: geometry.logUuid, isVersion2: geometry.isLogVersion2 });
+		const ends = await findLogEnds(ring, {
+			uuid: geometry.logUuid,
+			isVersion2: geometry.isLogVersion2,
+			hasChecksums: geometry.version === 5,
+		});
 		state = ends.clean ? "clean" : "dirty";
 		const view = new MetadataView(volume, await recover(volume, geometry, ring, ends));
 		await checkSuperblockAgain(view, geometry, volume);

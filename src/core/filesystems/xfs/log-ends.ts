@@ -12,13 +12,7 @@
 
 import { VmsweepError } from "../../../foundations/errors.ts";
 import { viewOf } from "../../../foundations/struct.ts";
-import {
-	BASIC_BLOCK,
-	LOG_RECORD_MAX_BYTES,
-	LOG_RECORDS_IN_FLIGHT,
-	LogOperation,
-	OP_UNMOUNT,
-} from "./layout.ts";
+import { BASIC_BLOCK, LOG_RECORD_MAX_BYTES, LOG_RECORDS_IN_FLIGHT, LogOperation, OP_UNMOUNT } from "./layout.ts";
 import type { LogRecord, LogRing } from "./log-records.ts";
 import {
 	cycleAt,
@@ -46,6 +40,8 @@ export interface LogEnds {
 export interface LogKind {
 	readonly uuid: Uint8Array;
 	readonly isVersion2: boolean;
+	/** Without checksums a log is either clean, or not to be believed: its ends are not looked for then. */
+	readonly hasChecksums: boolean;
 }
 
 const damaged = (what: string): VmsweepError =>
@@ -59,6 +55,7 @@ export async function findLogEnds(ring: LogRing, kind: LogKind): Promise<LogEnds
 	const guess = await findCycleEnd(ring);
 	const unmounted = await lastRecord(ring, kind, guess.head);
 	if (unmounted !== null && (await isUnmount(ring, unmounted))) return cleanEnds(ring, unmounted);
+	if (!kind.hasChecksums) return { clean: false, tail: guess.head, head: guess.head, headLsn: 0n };
 
 	let head = await skipHoles(ring, guess, kind);
 	const partial = await recordBefore(ring, head);

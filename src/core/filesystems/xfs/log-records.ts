@@ -103,7 +103,8 @@ export interface LogRecord {
 	readonly uuid: Uint8Array;
 }
 
-export const isRecordHead = (bytes: Uint8Array, at: number): boolean => viewOf(bytes).getUint32(at) === LOG_RECORD_MAGIC;
+export const isRecordHead = (bytes: Uint8Array, at: number): boolean =>
+	viewOf(bytes).getUint32(at) === LOG_RECORD_MAGIC;
 
 /** Reads a record's head from its first sector; null where it is none, or its lengths or its place are impossible. */
 export function parseRecordHead(bytes: Uint8Array, sector: number, isLogVersion2: boolean): LogRecord | null {

@@ -161,7 +161,8 @@ export class TransactionReader {
 		if (open.item === null) {
 			if (bytes.length < LogItem.size) throw damaged("an item is too short");
 			const { type, regionCount } = LogItem.at(viewOf(bytes));
-			if (type !== BUFFER_ITEM && !isOtherItem(type)) throw damaged(`an item has the unknown type 0x${type.toString(16)}`);
+			if (type !== BUFFER_ITEM && !isOtherItem(type))
+				throw damaged(`an item has the unknown type 0x${type.toString(16)}`);
 			if (regionCount < 1 || regionCount > MAX_ITEM_REGIONS) throw damaged(`an item has ${regionCount} regions`);
 			open.item = { type, regionCount, count: 1, regions: [], isHeld: type === BUFFER_ITEM };
 		} else {
@@ -200,8 +201,7 @@ export class TransactionReader {
 	#hold(open: OpenTransaction, length: number): void {
 		open.heldBytes += length + PIECE_OVERHEAD;
 		this.#heldBytes += length + PIECE_OVERHEAD;
-		if (this.#heldBytes > MAX_HELD_BYTES)
-			throw damaged(`its open transactions take more than ${MAX_HELD_BYTES} bytes`);
+		if (this.#heldBytes > MAX_HELD_BYTES) throw damaged(`its open transactions take more than ${MAX_HELD_BYTES} bytes`);
 	}
 }
 

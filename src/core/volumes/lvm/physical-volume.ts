@@ -50,7 +50,7 @@ export async function readPhysicalVolume(volume: ByteSource): Promise<PhysicalVo
 	const texts: (string | null)[] = [];
 	for (const area of header.metadataAreas) {
 		const text = await readCommittedText(volume, area);
-		if (text !== "ignored") texts.push(text);
+		if (text !== OUT_OF_USE) texts.push(text);
 	}
 	if (new Set(texts).size > 1)
 		throw damaged("its copies of the LVM metadata differ; run vgck --updatemetadata in the guest");
@@ -122,8 +122,10 @@ function dashed(uuid: string): string {
 	return parts.join("-");
 }
 
+const OUT_OF_USE = Symbol("metadata area out of use");
+
 /** The committed text of a metadata area, null where it has none yet, or that it is out of use. */
-async function readCommittedText(volume: ByteSource, area: ByteRange): Promise<string | "ignored" | null> {
+async function readCommittedText(volume: ByteSource, area: ByteRange): Promise<string | typeof OUT_OF_USE | null> {
 	const sector = await readBytes(volume, area.start, SECTOR);
 	const view = viewOf(sector);
 	const header = layout.MetadataHeader.at(view);
@@ -137,7 +139,7 @@ async function readCommittedText(volume: ByteSource, area: ByteRange): Promise<s
 		throw damaged("a header of its LVM metadata is damaged; run vgck --updatemetadata in the guest");
 	const committed = layout.RawText.at(view, layout.RAW_TEXTS_AT);
 	const next = layout.RawText.at(view, layout.RAW_TEXTS_AT + layout.RawText.size);
-	if ((committed.flags & layout.RAW_IGNORED) !== 0) return "ignored";
+	if ((committed.flags & layout.RAW_IGNORED) !== 0) return OUT_OF_USE;
 	if (next.offset !== 0 && next.size !== 0)
 		throw damaged("its LVM metadata was being changed; start the guest, shut it down cleanly, then try again");
 	if (committed.offset === 0 || committed.size === 0) return null;
