@@ -4,9 +4,12 @@ import type { ByteSource } from "../../foundations/source.ts";
 import type { ByteCount, ByteOffset } from "../../foundations/units.ts";
 
 /**
- * What an image holds for a run of guest bytes.
- * `data`: stored by this image. `zero`: this image says that it reads as zeros, and stores nothing for it.
- * `absent`: this image says nothing; the image below it decides, and without one it reads as zeros.
+ * What is known of a run of guest bytes without reading them.
+ * `data`: stored somewhere. `zero`: an image says that it reads as zeros, and stores nothing for it.
+ * `absent`: no image says anything; it reads as zeros, too.
+ *
+ * An image with others below it answers for all of them together: where it says nothing itself, the image below is
+ * asked. So whoever copies a disk needs the `data` runs, and no others.
  */
 export type DiskRunKind = "data" | "zero" | "absent";
 
