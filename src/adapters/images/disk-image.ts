@@ -44,8 +44,9 @@ export interface DiskImage extends VirtualDisk, AsyncDisposable {
 	/** Host bytes in use by the image's own files (image and data parts, not its backing). Null for an NBD export. */
 	allocatedBytes(): Promise<ByteCount | null>;
 	/**
-	 * Guest bytes of `[from, to)` that take host space in the image itself, in order, in units of what the host or the
-	 * format allocates (4 KiB, a cluster). An exact answer, since `explain` and a dry run promise it.
+	 * Guest bytes of `[from, to)` that take host space in the image itself (not in its backing), in order, in units of
+	 * what the host or the format allocates (4 KiB, a cluster). An exact answer, since `explain` promises it; only a
+	 * compressed cluster is counted in guest bytes, although it takes less. Finish one walk before the next begins.
 	 */
 	held(from: ByteOffset, to: ByteOffset): AsyncIterable<HeldRun>;
 	/** All files, the named one first. */
@@ -59,14 +60,22 @@ export interface DiskImage extends VirtualDisk, AsyncDisposable {
 
 /** An image of which unused blocks can be given back, open for writing. */
 export interface SweepableImage extends DiskImage {
-	/** Only whole units of this many guest bytes can be given back. */
+	/**
+	 * Only whole units of this many guest bytes can be given back, aligned to it; the last unit of the disk may be
+	 * short. `drop` and `wouldDrop` leave out what is not covered wholly.
+	 */
 	readonly unit: ByteCount;
 	/**
 	 * Gives whole units back to the host, as far as the format allows (a cluster that a snapshot shares stays). They
-	 * read as zeros afterwards. A crash at any point leaves an image that is right, or is repaired at the next open.
+	 * read as zeros afterwards, or stay as they were where the format can't say so. Small drops are gathered: ask for
+	 * as many as there are, and for a `flush` at the end. A crash at any point leaves an image that is right; at worst
+	 * some space is not yet given back.
 	 */
 	drop(start: ByteOffset, length: ByteCount): Promise<void>;
-	/** How many host bytes `drop` would give back; the dry run's figure. */
+	/**
+	 * How many host bytes `drop` would give back; the dry run's figure. It counts on: a range is counted as if all
+	 * ranges that were asked for before had been dropped, so ask once for each, and don't mix it with `drop`.
+	 */
 	wouldDrop(start: ByteOffset, length: ByteCount): Promise<number>;
 	/** Resolves once all drops would survive a power cut. */
 	flush(): Promise<void>;

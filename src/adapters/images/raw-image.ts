@@ -3,26 +3,18 @@
 // Invariants
 //  - QEMU's image locks are held as long as it is open (see locks.ts); a block device is also claimed exclusively
 //    where it is to be written, so that a mounted one is refused
-//  - a punched range reads as zeros on every kind of host: hole, device zeroing, or written zeros, in this order
+//  - a punched range reads as zeros on every kind of host (punch.ts)
 //  - after a failed flush nothing is believed any more: the kernel reports a lost write once and then forgets it
 
-import { constants } from "node:fs";
 import { type FileHandle, open, unlink } from "node:fs/promises";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { checkRange } from "../../foundations/source.ts";
 import { type ByteCount, type ByteOffset, byteCount, byteOffset, formatBytes } from "../../foundations/units.ts";
 import { type ImageUse, lockImage } from "../os/locks.ts";
-import {
-	EOPNOTSUPP,
-	FALLOC_FL_KEEP_SIZE,
-	FALLOC_FL_PUNCH_HOLE,
-	fallocateAsync,
-	hostError,
-	ioctlAsync,
-	lseek,
-} from "../os/syscalls.ts";
+import { hostError, lseek } from "../os/syscalls.ts";
 import { type CopyMethod, RangeCopier } from "./copy-ranges.ts";
-import { callWithWords } from "./kernel-words.ts";
+import { openError, openLocked } from "./open-file.ts";
+import { Puncher } from "./punch.ts";
 import type { AllocatedRange, CopyRange, SecondImage, SecondImageKind, WritePiece } from "./second-image.ts";
 import { ioError, writeRun } from "./write-run.ts";
 
@@ -31,20 +23,8 @@ import { ioError, writeRun } from "./write-run.ts";
  * Throws FILE_NOT_FOUND, FILE_WRONG_TYPE, IMAGE_LOCKED or IO.
  */
 export async function openRawImage(path: string, use: ImageUse): Promise<RawImage> {
-	const file = await openFile(path, use);
-	try {
-		const status = await file.stat();
-		const kind: SecondImageKind = status.isBlockDevice() ? "block-device" : "file";
-		if (!status.isBlockDevice() && !status.isFile())
-			throw new VmsweepError("FILE_WRONG_TYPE", `${path} is neither a file nor a block device. Name an image.`);
-		await lockImage(file.fd, path, use);
-		const size = kind === "file" ? status.size : lseek(file.fd, 0, SEEK_END);
-		if (size < 0) throw hostError(size, `${path}: asking for the device's size failed`);
-		return new RawImage(file, path, kind, byteCount(size));
-	} catch (error) {
-		await file.close();
-		throw error;
-	}
+	const { file, kind, size } = await openLocked(path, use);
+	return new RawImage(file, path, kind, size);
 }
 
 /**
@@ -77,7 +57,7 @@ export class RawImage implements SecondImage {
 	readonly kind: SecondImageKind;
 	readonly #file: FileHandle;
 	readonly #copier: RangeCopier;
-	#punchMethod: "hole" | "device" | "write" = "hole";
+	readonly #puncher: Puncher;
 	#flushFailed = false;
 
 	constructor(file: FileHandle, path: string, kind: SecondImageKind, size: ByteCount) {
@@ -86,6 +66,7 @@ export class RawImage implements SecondImage {
 		this.kind = kind;
 		this.size = size;
 		this.#copier = new RangeCopier(file, path);
+		this.#puncher = new Puncher(file, path, kind);
 	}
 
 	get fd(): number {
@@ -136,27 +117,7 @@ export class RawImage implements SecondImage {
 
 	async punch(at: ByteOffset, length: ByteCount): Promise<void> {
 		this.#check(at, length);
-		if (length === 0) return;
-		if (this.#punchMethod === "hole") {
-			const result = await fallocateAsync(this.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, length);
-			if (result >= 0) return;
-			if (!cantPunch.has(-result))
-				throw hostError(result, `${this.path}: freeing ${length} bytes at byte ${at} failed`);
-			this.#punchMethod = this.kind === "block-device" ? "device" : "write";
-		}
-		if (this.#punchMethod === "device") {
-			// BLKDISCARD gives more space back but doesn't promise zeros; BLKZEROOUT does.
-			const result = await callWithWords([at, length], (address) => ioctlAsync(this.fd, BLKZEROOUT, address));
-			if (result >= 0) return;
-			if (!cantPunch.has(-result))
-				throw hostError(result, `${this.path}: zeroing ${length} bytes at byte ${at} failed`);
-			this.#punchMethod = "write";
-		}
-		const zeros = new Uint8Array(Math.min(length, ZEROS_BYTES));
-		for (let done = 0; done < length; done += zeros.length) {
-			const piece = zeros.subarray(0, Math.min(zeros.length, length - done));
-			await writeRun(this.#file, this.path, at + done, [piece]);
-		}
+		await this.#puncher.punch(at, length);
 	}
 
 	async flush(): Promise<void> {
@@ -238,52 +199,7 @@ export interface ImageFingerprint {
 	readonly changedNs: string;
 }
 
-/** Longest piece of zeros that is written where nothing else helps. In bytes. */
-const ZEROS_BYTES = 1024 * 1024;
-const BLKZEROOUT = 0x127f;
-const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ENXIO = 6;
 const EINVAL = 22;
-/** EINVAL, ENOTTY, ENODEV, ENOSYS, EOPNOTSUPP: the host or its storage has no such operation. */
-const cantPunch: ReadonlySet<number> = new Set([22, 25, 19, 38, EOPNOTSUPP]);
-
-async function openFile(path: string, use: ImageUse): Promise<FileHandle> {
-	const flags = use === "write" ? constants.O_RDWR : constants.O_RDONLY;
-	try {
-		// O_NONBLOCK: a path that is a FIFO must not hang the open. It means nothing to files and devices.
-		const file = await open(path, flags | constants.O_NONBLOCK);
-		if (use === "read" || !(await file.stat()).isBlockDevice()) return file;
-		// O_EXCL without O_CREAT claims a block device: refused where it is mounted, and mounting it is refused then.
-		await file.close();
-		return await open(path, flags | constants.O_EXCL);
-	} catch (error) {
-		throw openError(error, path);
-	}
-}
-
-function openError(cause: unknown, path: string): VmsweepError {
-	switch ((cause as NodeJS.ErrnoException).code) {
-		case "ENOENT":
-			return new VmsweepError("FILE_NOT_FOUND", `${path} doesn't exist. Check the path.`, { cause });
-		case "ENOTDIR":
-			return new VmsweepError("FILE_NOT_FOUND", `a part of ${path} is no directory. Check the path.`, { cause });
-		case "EISDIR":
-			return new VmsweepError("FILE_WRONG_TYPE", `${path} is a directory. Name an image.`, { cause });
-		case "ENXIO":
-			return new VmsweepError("FILE_WRONG_TYPE", `${path} is no image (no device behind it). Name an image.`, {
-				cause,
-			});
-		case "EEXIST":
-			return new VmsweepError("FILE_EXISTS", `${path} exists already. Choose another name or remove it.`, { cause });
-		case "EACCES":
-		case "EPERM":
-		case "EROFS":
-			return new VmsweepError("IO", `${path}: permission denied. Run as a user who may use it.`, { cause });
-		case "EBUSY":
-			return new VmsweepError("IMAGE_LOCKED", `${path} is mounted or used by the host. Unmount it first.`, { cause });
-		default:
-			return ioError(cause, `${path}: opening it failed`);
-	}
-}

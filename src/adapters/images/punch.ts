@@ -1,0 +1,69 @@
+// Punching: giving a range of an image's file back to the host, so that it reads as zeros on every kind of host.
+//
+//   hole (fallocate)  ─▶  block device: let the kernel zero it  ─▶  write zeros
+//
+// What the host can do is found out by doing it: the first refusal moves on to the next way, for good.
+
+import type { FileHandle } from "node:fs/promises";
+import {
+	EOPNOTSUPP,
+	FALLOC_FL_KEEP_SIZE,
+	FALLOC_FL_PUNCH_HOLE,
+	fallocate,
+	fallocateAsync,
+	hostError,
+	ioctlAsync,
+} from "../os/syscalls.ts";
+import { callWithWords } from "./kernel-words.ts";
+import type { SecondImageKind } from "./second-image.ts";
+import { writeRun } from "./write-run.ts";
+
+/** Longest piece of zeros that is written where nothing else helps. In bytes. */
+const ZEROS_BYTES = 1024 * 1024;
+/** Up to this length a hole is punched at once: to hand it to another thread takes about as long. In bytes. */
+const SHORT_BYTES = 1024 * 1024;
+const BLKZEROOUT = 0x127f;
+/** EINVAL, ENOTTY, ENODEV, ENOSYS, EOPNOTSUPP: the host or its storage has no such operation. */
+const cantPunch: ReadonlySet<number> = new Set([22, 25, 19, 38, EOPNOTSUPP]);
+
+/** Punches one open file. */
+export class Puncher {
+	#method: "hole" | "device" | "write" = "hole";
+	readonly #file: FileHandle;
+	readonly #path: string;
+	readonly #kind: SecondImageKind;
+
+	/** `path` is for messages. The file stays the caller's to close. */
+	constructor(file: FileHandle, path: string, kind: SecondImageKind) {
+		this.#file = file;
+		this.#path = path;
+		this.#kind = kind;
+	}
+
+	/** The range, which lies inside the file, reads as zeros afterwards. Throws NO_SPACE or IO. */
+	async punch(at: number, length: number): Promise<void> {
+		if (length === 0) return;
+		const { fd } = this.#file;
+		if (this.#method === "hole") {
+			const call = length <= SHORT_BYTES ? fallocate : fallocateAsync;
+			const result = await call(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, length);
+			if (result >= 0) return;
+			if (!cantPunch.has(-result))
+				throw hostError(result, `${this.#path}: freeing ${length} bytes at byte ${at} failed`);
+			this.#method = this.#kind === "block-device" ? "device" : "write";
+		}
+		if (this.#method === "device") {
+			// BLKDISCARD gives more space back but doesn't promise zeros; BLKZEROOUT does.
+			const result = await callWithWords([at, length], (address) => ioctlAsync(fd, BLKZEROOUT, address));
+			if (result >= 0) return;
+			if (!cantPunch.has(-result))
+				throw hostError(result, `${this.#path}: zeroing ${length} bytes at byte ${at} failed`);
+			this.#method = "write";
+		}
+		const zeros = new Uint8Array(Math.min(length, ZEROS_BYTES));
+		for (let done = 0; done < length; done += zeros.length) {
+			const piece = zeros.subarray(0, Math.min(zeros.length, length - done));
+			await writeRun(this.#file, this.#path, at + done, [piece]);
+		}
+	}
+}
