@@ -5,16 +5,8 @@ import { basename, join, resolve } from "node:path";
 import { VmsweepError } from "../foundations/errors.ts";
 import { askStatus } from "./control.ts";
 import { isDiskServed } from "./disk-directory.ts";
-import {
-	closedPath,
-	diskJsonPath,
-	firstImagePath,
-	readClosedRecord,
-	readDiskDescription,
-	readSecondImageRecord,
-	secondImagePath,
-	secondImageRecordPath,
-} from "./disk-records.ts";
+import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath } from "./disk-paths.ts";
+import { readClosedRecord, readDiskDescription, readSecondImageRecord, secondImagePath } from "./disk-records.ts";
 import type { DiskStatus } from "./served-disk.ts";
 
 /** A disk that nobody serves. Sizes in bytes. */

@@ -25,17 +25,19 @@ import {
 import { newSecondImageRecord } from "./disk-directory.ts";
 import {
 	closedPath,
-	DISK_BYTES_MAX,
-	DISK_BYTES_MIN,
-	type DiskDescription,
 	diskJsonPath,
 	firstImagePath,
 	OWN_SECOND_IMAGE,
 	ownSecondImagePath,
+	secondImageRecordPath,
+} from "./disk-paths.ts";
+import {
+	DISK_BYTES_MAX,
+	DISK_BYTES_MIN,
+	type DiskDescription,
 	RECORD_FORMAT,
 	readDiskDescription,
 	readSecondImageRecord,
-	secondImageRecordPath,
 	uuidBytes,
 } from "./disk-records.ts";
 

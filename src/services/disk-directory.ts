@@ -19,18 +19,16 @@ import { ioError } from "../adapters/images/write-run.ts";
 import { isDiskLocked, lockDisk } from "../adapters/os/locks.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { formatBytes, type LogPosition, logPosition } from "../foundations/units.ts";
+import { closedPath, firstImagePath, secondImageRecordPath } from "./disk-paths.ts";
 import {
 	ABOUT_SECOND_IMAGE,
-	closedPath,
 	type DiskDescription,
-	firstImagePath,
 	RECORD_FORMAT,
 	readClosedRecord,
 	readDiskDescription,
 	readSecondImageRecord,
 	type SecondImageRecord,
 	secondImagePath,
-	secondImageRecordPath,
 	uuidBytes,
 } from "./disk-records.ts";
 

@@ -10,12 +10,13 @@
 // device has no "beside": its record lies in the disk's directory, and nothing protects the device from being used
 // for another disk while this one isn't served.
 
-import { join, resolve } from "node:path";
+import { resolve } from "node:path";
 import { z } from "zod";
 import { readRecord } from "../adapters/images/durable-json.ts";
 import { MAX_DISK_BYTES } from "../core/log/format.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE } from "../foundations/units.ts";
+import { closedPath, diskJsonPath } from "./disk-paths.ts";
 
 /** Version of all records; another version is refused. */
 export const RECORD_FORMAT = 1;
@@ -73,20 +74,9 @@ export type ClosedRecord = z.infer<typeof ClosedRecord>;
 export const ABOUT_SECOND_IMAGE =
 	"The image beside this file is the second image of a vmsweep disk. Don't change it with other tools while its state is needs-first-image.";
 
-export const diskJsonPath = (directory: string): string => join(directory, "disk.json");
-export const firstImagePath = (directory: string): string => join(directory, "first.log");
-export const ownSecondImagePath = (directory: string): string => join(directory, OWN_SECOND_IMAGE);
-export const closedPath = (directory: string): string => join(directory, "closed.json");
-/** What disk.json says for a second image of the disk's own. */
-export const OWN_SECOND_IMAGE = "second.raw";
-
 /** Absolute path of a disk's second image. */
 export const secondImagePath = (directory: string, { second }: DiskDescription): string =>
 	resolve(directory, second.path);
-
-/** Where the record of a second image lies. */
-export const secondImageRecordPath = (directory: string, path: string, kind: "file" | "block-device"): string =>
-	kind === "file" ? `${path}.vmsweep` : join(directory, "second.vmsweep");
 
 /** Reads disk.json. Throws FILE_NOT_FOUND where there is no disk, DISK_WRONG_VERSION or DISK_DAMAGED. */
 export async function readDiskDescription(directory: string): Promise<DiskDescription> {

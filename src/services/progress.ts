@@ -29,3 +29,17 @@ export async function checkpoint(signal: AbortSignal | undefined, stoppedAs: str
 	await new Promise(setImmediate);
 	if (signal?.aborted) throw new VmsweepError("INTERRUPTED", stoppedAs);
 }
+
+/** Longest stretch of work without a checkpoint, in milliseconds. A checkpoint per small step would cost more than the step. */
+const TURN_MS = 10;
+
+/** Tells when a service that works in small steps should let others have their turn. */
+export class Turns {
+	#end = performance.now() + TURN_MS;
+	isOver(): boolean {
+		return performance.now() >= this.#end;
+	}
+	begin(): void {
+		this.#end = performance.now() + TURN_MS;
+	}
+}

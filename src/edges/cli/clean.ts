@@ -1,7 +1,6 @@
 // vmsweep clean DISK: cleans all that can be cleaned now, by the process that serves the disk or, if none, by itself.
 
 import { resolve } from "node:path";
-import { Command } from "commander";
 import type { CleanerCounters } from "../../services/clean/cleaner.ts";
 import { askClean } from "../../services/control.ts";
 import { isDiskServed } from "../../services/disk-directory.ts";
@@ -11,14 +10,7 @@ import { endingAtOnce } from "./interruption.ts";
 import { print, printJson, warn } from "./output.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
-export const cleanCommand = (): Command =>
-	new Command("clean")
-		.description("clean everything that can be cleaned now; the VM may be running")
-		.argument("<disk>", "the disk's folder")
-		.option("--json", "print JSON")
-		.action(clean);
-
-async function clean(path: string, { json = false }: { readonly json?: boolean }): Promise<void> {
+export async function clean(path: string, { json = false }: { readonly json?: boolean }): Promise<void> {
 	const directory = resolve(path);
 	using bar = new ProgressBar();
 	bar.update({ step: `cleaning ${path}`, done: 0, total: null });

@@ -1,21 +1,13 @@
 // vmsweep commit DISK: folds the first image into the second, which then is a plain raw image that any tool can open.
 
 import { resolve } from "node:path";
-import { Command } from "commander";
 import { ServedDisk } from "../../services/served-disk.ts";
 import { describeCleaning, progressOfCleaning } from "./cleaning.ts";
 import { endingAtOnce } from "./interruption.ts";
 import { print, printJson, warn } from "./output.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
-export const commitCommand = (): Command =>
-	new Command("commit")
-		.description("fold the first image into the second completely, with the VM off")
-		.argument("<disk>", "the disk's folder; nobody may serve it")
-		.option("--json", "print JSON")
-		.action(commit);
-
-async function commit(path: string, { json = false }: { readonly json?: boolean }): Promise<void> {
+export async function commit(path: string, { json = false }: { readonly json?: boolean }): Promise<void> {
 	const step = `committing ${path}`;
 	using bar = new ProgressBar();
 	bar.update({ step, done: 0, total: null });

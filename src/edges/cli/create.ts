@@ -1,21 +1,10 @@
 // vmsweep create DISK: makes a disk, empty or around an image that is there already.
 
 import { relative } from "node:path";
-import { Command, CommanderError, Option } from "commander";
+import { CommanderError } from "commander";
 import { byteCount, formatBytes } from "../../foundations/units.ts";
 import { createDisk } from "../../services/create.ts";
 import { print, printJson } from "./output.ts";
-import { parseSize } from "./sizes.ts";
-
-export const createCommand = (): Command =>
-	new Command("create")
-		.description("make a disk: a new folder that holds or names both images")
-		.argument("<disk>", "the disk's folder, to be made")
-		.addOption(new Option("--size <size>", "size of a new, empty disk").argParser(parseSize).conflicts("second"))
-		.option("--second <image>", "adopt this raw image or block device, in place, as the second image")
-		.option("--log-limit <size>", "most host space that the first image may take", parseSize)
-		.option("--json", "print JSON")
-		.action(create);
 
 interface CreateOptions {
 	readonly size?: number;
@@ -24,7 +13,10 @@ interface CreateOptions {
 	readonly json?: boolean;
 }
 
-async function create(directory: string, { size, second, logLimit, json = false }: CreateOptions): Promise<void> {
+export async function create(
+	directory: string,
+	{ size, second, logLimit, json = false }: CreateOptions,
+): Promise<void> {
 	if (size === undefined && second === undefined)
 		throw new CommanderError(2, "vmsweep.create", "give --size for a new disk, or --second for an image that is there");
 	const { description, notes } = await createDisk({

@@ -1,30 +1,22 @@
 // vmsweep map IMAGE: what the guest uses, per volume. Changes nothing.
 
-import { Command } from "commander";
-import type { VolumeMap } from "../../foundations/guest-map.ts";
+import { allVolumes, type VolumeMap } from "../../foundations/guest-map.ts";
 import { formatBytes } from "../../foundations/units.ts";
 import { type MappedImage, mapImage, mapReportJson } from "../../services/map-report.ts";
 import { drawPicture, PICTURE_LEGEND } from "./disk-picture.ts";
 import { formatTable, print, printAll, warn } from "./output.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
-export const mapCommand = (): Command =>
-	new Command("map")
-		.description("show what the guest uses of an image, per volume; changes nothing")
-		.argument("<image>", "raw image or block device, not in use by a running VM")
-		.option("--json", "print JSON")
-		.option("--extents", "list every used, free and unknown extent of the disk")
-		.action(map);
-
 interface MapOptions {
 	readonly json?: boolean;
 	readonly extents?: boolean;
+	readonly vmOff?: boolean;
 }
 
-async function map(path: string, { json = false, extents = false }: MapOptions): Promise<void> {
-	await using image = await readWithBar(path);
+export async function map(path: string, { json = false, extents = false, vmOff = false }: MapOptions): Promise<void> {
+	await using image = await readWithBar(path, vmOff);
 	if (json) {
-		for (const warning of image.map.warnings) warn(`${path}: ${warning}`);
+		for (const warning of image.warnings) warn(`${path}: ${warning}`);
 		await printAll(mapReportJson(image, { extents }));
 		return;
 	}
@@ -32,30 +24,35 @@ async function map(path: string, { json = false, extents = false }: MapOptions):
 	if (extents) await printAll(extentLines(image));
 }
 
-async function readWithBar(path: string): Promise<MappedImage> {
+async function readWithBar(path: string, vmOff: boolean): Promise<MappedImage> {
 	using bar = new ProgressBar();
 	bar.update({ step: `reading the guest's file systems on ${path}`, done: 0, total: null });
-	return await mapImage(path);
+	return await mapImage(path, { vmOff });
 }
 
-function describe({ path, format, map }: MappedImage): string {
+function describe({ path, format, map, warnings }: MappedImage): string {
 	const tables = { gpt: "GPT", mbr: "MBR", none: "no partition table" };
 	const lines = [`${path}: ${format}, ${formatBytes(map.size)}, ${tables[map.table]}`];
-	for (const warning of map.warnings) lines.push(`  warning: ${warning}`);
+	for (const warning of warnings) lines.push(`  warning: ${warning}`);
 	const columns = Math.max(20, Math.min(process.stdout.columns || 80, 120) - 2);
 	const picture = drawPicture(map.extents, map.size, columns);
 	if (picture.length > 0) lines.push("", ...picture.map((row) => `  ${row}`), `  ${PICTURE_LEGEND}`, "");
-	const rows = [["VOLUME", "TYPE", "LABEL", "STATE", "SIZE", "USED", "FREE"], ...map.volumes.map(volumeRow)];
+	const rows = [["VOLUME", "TYPE", "LABEL", "STATE", "SIZE", "USED", "FREE"], ...volumeRows(map.volumes, 0)];
 	const table = map.volumes.length > 0 ? formatTable(rows, [4, 5, 6]) : "  no volumes\n";
-	const notes = map.volumes.flatMap(({ id, kept, warnings }) => [
+	const notes = [...allVolumes(map.volumes)].flatMap(({ id, kept, warnings: about }) => [
 		...(kept === null ? [] : [`${id} is kept whole: ${kept}`]),
-		...warnings.map((warning) => `${id}: ${warning}`),
+		...about.map((warning) => `${id}: ${warning}`),
 	]);
+	notes.push(`read ${formatBytes(map.bytesRead)} of metadata`);
 	return `${lines.join("\n")}\n${table}${formatTable(notes.map((note) => [note]))}`;
 }
 
-const volumeRow = ({ id, type, label, state, size, usedBytes, freeBytes }: VolumeMap): string[] => [
-	id,
+/** A row for each volume; those inside another one stand below it, indented. */
+const volumeRows = (volumes: readonly VolumeMap[], depth: number): string[][] =>
+	volumes.flatMap((volume) => [volumeRow(volume, depth), ...volumeRows(volume.children, depth + 1)]);
+
+const volumeRow = ({ id, type, label, state, size, usedBytes, freeBytes }: VolumeMap, depth: number): string[] => [
+	"  ".repeat(depth) + id,
 	type,
 	label ?? "",
 	state,

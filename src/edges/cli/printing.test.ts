@@ -11,7 +11,7 @@ import { libvirtDisk, qemuArguments } from "./hypervisor-snippets.ts";
 import { plainLine } from "./logging.ts";
 import { formatTable, printable } from "./output.ts";
 import { formatProgress } from "./progress-bar.ts";
-import { parseSize } from "./sizes.ts";
+import { parseSize } from "./values.ts";
 
 test("sizes are binary, with and without iB", () => {
 	const cases: Readonly<Record<string, number>> = {

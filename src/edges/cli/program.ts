@@ -1,20 +1,10 @@
 // Program: all commands under one name, and the one place where errors become a line and an exit code.
-//
-// A command file declares its arguments and options, asks a service, and prints; it decides nothing. The manual's
-// pages (docs/man) are compared with these declarations by a test, both ways.
 
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { Command, CommanderError } from "commander";
-import { cleanCommand } from "./clean.ts";
-import { commitCommand } from "./commit.ts";
-import { createCommand } from "./create.ts";
+import { allCommands } from "./commands.ts";
 import { describeUsageError, reportFailure } from "./failure.ts";
-import { mapCommand } from "./map.ts";
-import { ignoreClosedOutput, print } from "./output.ts";
-import { serveCommand } from "./serve.ts";
-import { statusCommand } from "./status.ts";
-import { sweepCommand } from "./sweep.ts";
+import { ignoreClosedOutput } from "./output.ts";
+import { version } from "./version.ts";
 
 const EXIT_CODES = `
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused for safety (in use, damaged, not supported).
@@ -28,16 +18,7 @@ export function buildProgram(): Command {
 		.helpOption("-h, --help", "print help")
 		.helpCommand("help [command]", "print help for a command")
 		.addHelpText("after", EXIT_CODES);
-	const commands = [
-		mapCommand(),
-		sweepCommand(),
-		createCommand(),
-		serveCommand(),
-		statusCommand(),
-		cleanCommand(),
-		commitCommand(),
-		versionCommand(),
-	];
+	const commands = allCommands();
 	for (const command of commands) program.addCommand(command.helpOption("-h, --help", "print help"));
 	// Errors are thrown, and told once, by runCommandLine.
 	for (const command of [program, ...commands]) command.exitOverride().configureOutput({ outputError: () => {} });
@@ -61,20 +42,4 @@ export async function runCommandLine(words: readonly string[]): Promise<number> 
 		process.stderr.write(`vmsweep: ${describeUsageError(error, words)}\n`);
 		return 2;
 	}
-}
-
-const versionCommand = (): Command =>
-	new Command("version")
-		.description("print the version")
-		.option("--json", "print JSON")
-		.action(async ({ json = false }: { json?: boolean }) => {
-			await print(
-				json ? `${JSON.stringify({ version: version(), node: process.versions.node })}\n` : `vmsweep ${version()}\n`,
-			);
-		});
-
-/** From the package's own description, which lies at the same distance in a checkout and when built. */
-function version(): string {
-	const path = join(import.meta.dirname, "../../../package.json");
-	return (JSON.parse(readFileSync(path, "utf8")) as { readonly version: string }).version;
 }

@@ -2,7 +2,7 @@
 //
 //   dropping free blocks  ██████████▌             42 %  4.2 GiB of 10 GiB  0:07
 
-import { createLogUpdate } from "log-update";
+import type { createLogUpdate } from "log-update";
 import { formatBytes } from "../../foundations/units.ts";
 import type { Progress } from "../../services/progress.ts";
 
@@ -14,15 +14,15 @@ const BAR_CELLS = 24;
 /** `using bar = new ProgressBar()`: gone at the end of its scope. */
 export class ProgressBar implements Disposable {
 	readonly #started = performance.now();
-	readonly #timer: NodeJS.Timeout | undefined;
-	readonly #line: ReturnType<typeof createLogUpdate> | undefined;
+	readonly #stream: NodeJS.WriteStream;
+	#timer: NodeJS.Timeout | undefined;
+	#line: ReturnType<typeof createLogUpdate> | undefined;
 	#progress: Progress | undefined;
-	#shown = false;
+	#isOver = false;
 
 	constructor(stream: NodeJS.WriteStream = process.stderr) {
-		if (!stream.isTTY) return;
-		this.#line = createLogUpdate(stream, { showCursor: true });
-		this.#timer = setInterval(() => this.#draw(), REDRAW_MS).unref();
+		this.#stream = stream;
+		if (stream.isTTY) this.#timer = setTimeout(() => void this.#begin(), SHOW_AFTER_MS).unref();
 	}
 
 	/** Takes note; drawing happens by the clock. */
@@ -31,15 +31,23 @@ export class ProgressBar implements Disposable {
 	};
 
 	[Symbol.dispose](): void {
-		clearInterval(this.#timer);
-		if (this.#shown) this.#line?.clear();
+		this.#isOver = true;
+		clearTimeout(this.#timer);
+		this.#line?.clear();
+	}
+
+	/** What draws is loaded only now: it takes longer to load than most commands take. */
+	async #begin(): Promise<void> {
+		const { createLogUpdate } = await import("log-update");
+		if (this.#isOver) return;
+		this.#line = createLogUpdate(this.#stream, { showCursor: true });
+		this.#timer = setInterval(() => this.#draw(), REDRAW_MS).unref();
+		this.#draw();
 	}
 
 	#draw(): void {
-		const elapsedMs = performance.now() - this.#started;
-		if (this.#progress === undefined || elapsedMs < SHOW_AFTER_MS) return;
-		this.#shown = true;
-		this.#line?.(formatProgress(this.#progress, elapsedMs));
+		if (this.#progress === undefined) return;
+		this.#line?.(formatProgress(this.#progress, performance.now() - this.#started));
 	}
 }
 

@@ -1,7 +1,6 @@
 // vmsweep serve DISK…: the disk image emulator, in the foreground until it is told to stop.
 
 import { resolve } from "node:path";
-import { Command, InvalidArgumentError, Option } from "commander";
 import type { ListenAddress } from "../../adapters/nbd/listener.ts";
 import { formatBytes } from "../../foundations/units.ts";
 import { type ServedExport, type Server, serveDisks } from "../../services/serve.ts";
@@ -10,27 +9,6 @@ import { libvirtDisk, qemuArguments } from "./hypervisor-snippets.ts";
 import { interruptible } from "./interruption.ts";
 import { openLog } from "./logging.ts";
 import { print } from "./output.ts";
-import { parseSize } from "./sizes.ts";
-
-export const serveCommand = (): Command =>
-	new Command("serve")
-		.description("serve disks to VMs over NBD, and clean them")
-		.argument("<disk...>", "folders of disks")
-		.addOption(
-			new Option("--socket <path>", "one Unix socket for all disks (default: DISK/nbd.sock each)").conflicts("listen"),
-		)
-		.option("--listen <host:port>", "one TCP address for all disks, without encryption or password", parseAddress)
-		.addOption(
-			new Option("--clean <when>", "clean continuously, or only by the clean command")
-				.choices(["continuous", "off"])
-				.default("continuous"),
-		)
-		.option("--read-only", "clients can't write; cleaning goes on")
-		.option("--log-limit <size>", "most host space that each first image may take", parseSize)
-		.option("--accept-changed-image", "serve although the second image was changed since the disk was closed")
-		.option("--print-qemu", "print how to attach each disk to QEMU and libvirt")
-		.option("--json", "print JSON, one line per disk")
-		.action(serve);
 
 interface ServeCommandOptions {
 	readonly socket?: string;
@@ -46,7 +24,7 @@ interface ServeCommandOptions {
 /** After this the process of a broken disk ends, even where another disk doesn't close. */
 const BROKEN_CLOSE_MS = 10_000;
 
-async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
+export async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
 	const { socket, listen, clean, readOnly = false, logLimit, acceptChangedImage = false } = options;
 	const address: ListenAddress | undefined = socket === undefined ? listen : { kind: "unix", path: resolve(socket) };
 	const log = openLog();
@@ -97,15 +75,6 @@ function readyLine(served: ServedExport, { json = false, printQemu = false }: Se
 	}
 	const line = `${name} (${formatBytes(size)}${readOnly ? ", read-only" : ""}) is served at ${uri}\n`;
 	return printQemu ? `${line}\nQEMU:\n${qemuArguments(served)}\n\nlibvirt:\n${libvirtDisk(served)}\n\n` : line;
-}
-
-/** HOST:PORT, with an IPv6 address in brackets. */
-function parseAddress(text: string): ListenAddress {
-	const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
-	const port = Number(match?.[3]);
-	if (match === null || port > 65535)
-		throw new InvalidArgumentError("Give HOST:PORT, such as 127.0.0.1:10809 or [::1]:10809.");
-	return { kind: "tcp", host: (match[1] ?? match[2])!, port };
 }
 
 const isLoopback = (host: string): boolean => host === "localhost" || host === "::1" || host.startsWith("127.");

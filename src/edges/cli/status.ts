@@ -1,20 +1,15 @@
 // vmsweep status [DISK]: how a disk is, served or not; without DISK, all disks in the current folder.
 
-import { Command } from "commander";
 import { formatBytes } from "../../foundations/units.ts";
 import { type AnyDiskStatus, diskStatus, findDisks, type RestingDiskStatus } from "../../services/control-at-rest.ts";
 import type { DiskStatus } from "../../services/served-disk.ts";
 import { reportFailure } from "./failure.ts";
 import { formatTable, print, printJson } from "./output.ts";
 
-export const statusCommand = (): Command =>
-	new Command("status")
-		.description("show the state of a disk, or of all disks in the current folder")
-		.argument("[disk]", "the disk's folder")
-		.option("--json", "print JSON")
-		.action(status);
-
-async function status(directory: string | undefined, { json = false }: { readonly json?: boolean }): Promise<void> {
+export async function status(
+	directory: string | undefined,
+	{ json = false }: { readonly json?: boolean },
+): Promise<void> {
 	if (directory !== undefined) {
 		const found = await diskStatus(directory);
 		return await (json ? printJson(found) : print(found.served ? describeServed(found) : describeResting(found)));

@@ -1,29 +1,26 @@
 // vmsweep sweep IMAGE: gives the free space of an image back to the host, in place, with the VM off.
 
-import { Command } from "commander";
 import { formatBytes } from "../../foundations/units.ts";
 import { checkSwept, type SweepReport, sweepImage } from "../../services/sweep.ts";
 import { interruptible } from "./interruption.ts";
 import { formatTable, print, printJson } from "./output.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
-export const sweepCommand = (): Command =>
-	new Command("sweep")
-		.description("drop unused blocks of an image, offline and in place")
-		.argument("<image>", "raw image or block device, with its VM shut down cleanly")
-		.option("--dry-run", "change nothing; say what a sweep would give back")
-		.option("--json", "print JSON")
-		.action(sweep);
-
 interface SweepCommandOptions {
 	readonly dryRun?: boolean;
+	readonly compact?: boolean;
+	readonly vmOff?: boolean;
+	readonly keepLvmFree?: boolean;
+	readonly overlay?: readonly string[];
 	readonly json?: boolean;
 }
 
-async function sweep(path: string, { dryRun = false, json = false }: SweepCommandOptions): Promise<void> {
+export async function sweep(path: string, options: SweepCommandOptions): Promise<void> {
+	const { dryRun = false, compact = false, vmOff = false, keepLvmFree = false, overlay = [], json = false } = options;
 	const report = await interruptible(async (signal) => {
 		using bar = new ProgressBar();
-		return await sweepImage(path, { dryRun, signal, onProgress: bar.update });
+		const how = { dryRun, compact, vmOff, keepLvmFree, overlays: overlay };
+		return await sweepImage(path, { ...how, signal, onProgress: bar.update });
 	});
 	await (json ? printJson(report) : print(describe(report)));
 	checkSwept(report);

@@ -18,7 +18,7 @@ import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import { type ByteSource, slice } from "../../foundations/source.ts";
 import { type ByteCount, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
-import { type IdentifiedVolume, identifyVolumes } from "../guest-map.ts";
+import { type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
 
 /** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
 const IDENTIFY_ROUNDS_MAX = 5;
@@ -76,6 +76,8 @@ export class Volumes {
 				const { volumes, identity } = await identifyVolumes(source);
 				const list = await Promise.all(volumes.map((volume) => openVolume(source, volume)));
 				const plan = watchPlan(list, identity);
+				// Behind those that are watched, since notices tell a volume by its index in the plan.
+				list.push(...volumes.flatMap(({ children }) => children.map(servedInside)));
 				const key = JSON.stringify(plan, (_, value: unknown) => (value instanceof Uint8Array ? [...value] : value));
 				if (key === planned || round === IDENTIFY_ROUNDS_MAX) {
 					for (const volume of list) volume.waiting = [];
@@ -168,6 +170,13 @@ async function openVolume(disk: ByteSource, volume: IdentifiedVolume): Promise<S
 	}
 }
 
+/** A volume inside another one, in the disk's own pieces: its live rule would have to see through them. */
+function servedInside({ id, offset: start, size: length, type, kept }: IdentifiedVolume): ServedVolume {
+	const reason = kept ?? `${type} in a logical volume is not cleaned while its VM runs yet`;
+	const rest = { live: undefined, verdict: undefined, waiting: [], lastWrite: -1, lookedAt: undefined };
+	return { id, start, length, type, reason, ...rest };
+}
+
 /** The writes of a volume up to a position, taken off those that wait. */
 function takeWritesUpTo(volume: ServedVolume, position: LogPosition): MetadataWrite[] {
 	const later = volume.waiting.findIndex(({ end }) => end > position);
@@ -212,4 +221,7 @@ function joined(ranges: readonly ByteRange[]): ByteRange[] {
 }
 
 const identityKey = (volumes: readonly IdentifiedVolume[]): string =>
-	volumes.map(({ id, offset, size, type, kept }) => `${id} ${offset} ${size} ${type} ${kept}`).join("\n");
+	volumes
+		.flatMap((volume) => [volume, ...volume.children])
+		.map(({ id, offset, size, type, kept }) => `${id} ${offset} ${size} ${type} ${kept}`)
+		.join("\n");

@@ -1,0 +1,31 @@
+// Values of options on the command line. Sizes: 512, 64K, 512M, 40G, 1T, 1.5G, 40GiB; always binary, as in QEMU's tools.
+
+import { InvalidArgumentError } from "commander";
+import type { ListenAddress } from "../../adapters/nbd/listener.ts";
+
+/** Bytes. Throws commander's InvalidArgumentError, whose message ends up in the usage line. */
+export function parseSize(text: string): number {
+	const match = /^(\d+(?:\.\d+)?)(?:([KMGTP])(?:iB)?|B)?$/i.exec(text.trim());
+	if (match === null) throw new InvalidArgumentError("Give a size such as 512M, 40G or 1T.");
+	const bytes = Number(match[1]) * 1024 ** (match[2] === undefined ? 0 : "KMGTP".indexOf(match[2].toUpperCase()) + 1);
+	if (!Number.isSafeInteger(bytes)) throw new InvalidArgumentError("It must be a whole number of bytes below 8 PiB.");
+	if (bytes === 0) throw new InvalidArgumentError("It must be more than nothing.");
+	return bytes;
+}
+
+/** A qcow2 cluster: a power of two from 4 KiB to 2 MiB. Bytes; throws as {@link parseSize} does. */
+export function parseClusterSize(text: string): number {
+	const bytes = parseSize(text);
+	if (bytes < 4096 || bytes > 2 * 1024 * 1024 || (bytes & (bytes - 1)) !== 0)
+		throw new InvalidArgumentError("Give a power of two from 4K to 2M.");
+	return bytes;
+}
+
+/** HOST:PORT, with an IPv6 address in brackets. */
+export function parseAddress(text: string): ListenAddress {
+	const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
+	const port = Number(match?.[3]);
+	if (match === null || port > 65535)
+		throw new InvalidArgumentError("Give HOST:PORT, such as 127.0.0.1:10809 or [::1]:10809.");
+	return { kind: "tcp", host: (match[1] ?? match[2])!, port };
+}

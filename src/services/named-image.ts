@@ -1,0 +1,90 @@
+// Named image: an image that a user named on the command line, opened safely: whole in itself, used by nobody else.
+//
+//   name ─► format and locks (adapters/images/open-image.ts) ─► no part of a vmsweep disk? ─► DiskImage
+
+import { access, realpath } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+import type { DiskImage, SweepableImage } from "../adapters/images/disk-image.ts";
+import { openDiskImage, openSweepableImage } from "../adapters/images/open-image.ts";
+import { VmsweepError } from "../foundations/errors.ts";
+import { readBytes } from "../foundations/source.ts";
+import { byteOffset } from "../foundations/units.ts";
+import { secondImageRecordPath } from "./disk-paths.ts";
+
+/**
+ * Opens an image for reading, with the locks of a reader. Throws FILE_NOT_FOUND, FILE_WRONG_TYPE, IMAGE_LOCKED,
+ * IMAGE_UNSUPPORTED, IMAGE_DAMAGED, DISK_IMAGES_MIXED or IO.
+ */
+export async function openNamedImage(name: string): Promise<DiskImage> {
+	return await checked(await openDiskImage(name, "read"), "read");
+}
+
+/**
+ * Opens an image for sweeping, with the locks of a writer; for a dry run with those of a reader, and only `wouldDrop`
+ * may be asked for. Throws as {@link openNamedImage} does.
+ */
+export async function openNamedForSweep(path: string, dryRun: boolean): Promise<SweepableImage> {
+	return await checked(await openSweepableImage(path, { dryRun }), "write");
+}
+
+/** Opens an image of which `wouldDrop` may be asked; undefined where its format is not swept in place. Otherwise as above. */
+export async function openNamedForPrediction(name: string): Promise<SweepableImage | undefined> {
+	const image = await openNamedImage(name);
+	await image.close();
+	if (image.format !== "raw" && image.format !== "qcow2") return undefined;
+	return await checked(await openSweepableImage(name, { dryRun: true }), "read");
+}
+
+async function checked<I extends DiskImage>(image: I, use: "read" | "write"): Promise<I> {
+	try {
+		await checkNoLog(image);
+		for (const { path, role } of await image.parts())
+			if (image.format !== "nbd") await checkWhole(path, role === "image" ? use : "read");
+		return image;
+	} catch (error) {
+		await image.close();
+		throw error;
+	}
+}
+
+/** First bytes of a first image (docs/format/first-image.md). */
+const FIRST_IMAGE_MAGIC = "VMSWPLOG";
+
+async function checkNoLog(image: DiskImage): Promise<void> {
+	if (image.format !== "raw" || image.size < FIRST_IMAGE_MAGIC.length) return;
+	const start = await readBytes(image, byteOffset(0), FIRST_IMAGE_MAGIC.length);
+	if (new TextDecoder("latin1").decode(start) !== FIRST_IMAGE_MAGIC) return;
+	throw new VmsweepError(
+		"IMAGE_UNSUPPORTED",
+		`${image.path} is the first image of a vmsweep disk. Name the disk's folder, for example: vmsweep status ${dirname(image.path)}.`,
+	);
+}
+
+/**
+ * Refuses the second image of a vmsweep disk: alone it lacks what the first image holds, so its metadata and its
+ * data are of different times and no block of it is provably free. To write it would also break the disk apart.
+ */
+async function checkWhole(image: string, use: "read" | "write"): Promise<void> {
+	// The record lies beside the path under which the disk knows its image, which may be a link.
+	for (const path of new Set([resolve(image), await realpath(image)])) {
+		const recordPath = secondImageRecordPath(dirname(path), path, "file");
+		if (!(await exists(recordPath))) continue;
+		// Loaded only for images that have a record: what reads it takes longer to load than a small map takes.
+		const { readDiskDescription, readSecondImageRecord } = await import("./disk-records.ts");
+		const record = await readSecondImageRecord(recordPath);
+		if (record === undefined || (record.state === "whole" && use === "read")) continue;
+		const owner = await readDiskDescription(record.disk).catch(() => undefined);
+		if (owner?.uuid !== record.uuid && record.state === "whole") continue;
+		const advice =
+			use === "write"
+				? `Clean that disk instead: vmsweep clean ${record.disk}`
+				: `Fold both images together first: vmsweep commit ${record.disk}`;
+		throw new VmsweepError("DISK_IMAGES_MIXED", `${path} is a part of the vmsweep disk ${record.disk}. ${advice}.`);
+	}
+}
+
+const exists = (path: string): Promise<boolean> =>
+	access(path).then(
+		() => true,
+		() => false,
+	);
