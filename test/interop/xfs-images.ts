@@ -1,8 +1,6 @@
 // What the tests of XFS share: a load for a mounted volume, and what xfs_db says is free in an image.
 
-import { appendFileSync, mkdirSync, openSync, rmSync, truncateSync, writeFileSync, writeSync } from "node:fs";
-import { closeSync, fsyncSync } from "node:fs";
-import { spawnSync } from "node:child_process";
+import { appendFile, mkdir, open, rm, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { GuestMap } from "../../src/foundations/guest-map.ts";
 import { run, runOk } from "../support/processes.ts";
@@ -20,7 +18,8 @@ export interface DumpedXfs extends Dumped {
 /** Reads an image's trees of free blocks with `xfs_db`. */
 export async function dumpXfsFree(path: string): Promise<DumpedXfs> {
 	const superblock = await xfsDb(path, "sb 0", "p blocksize dblocks agblocks agcount fdblocks");
-	const number = (name: string, text = superblock): number => Number(new RegExp(`^${name} = (\\d+)`, "m").exec(text)![1]);
+	const number = (name: string, text = superblock): number =>
+		Number(new RegExp(`^${name} = (\\d+)`, "m").exec(text)![1]);
 	const [blockSize, blockCount, agBlocks] = [number("blocksize"), number("dblocks"), number("agblocks")];
 	const groups = Array.from({ length: number("agcount") }, (_, group) => group);
 	const counts = await xfsDb(path, ...groups.flatMap((group) => [`agf ${group}`, "p flcount"]));
@@ -50,32 +49,32 @@ const FILES = 60;
  */
 export async function workOn(folder: string, random: Random, steps: number): Promise<void> {
 	const name = (): string => join(folder, `d${random.below(4)}`, `f${random.below(FILES)}`);
-	for (let i = 0; i < 4; i++) mkdirSync(join(folder, `d${i}`), { recursive: true });
+	for (let i = 0; i < 4; i++) await mkdir(join(folder, `d${i}`), { recursive: true });
 	for (let step = 0; step < steps; step++) {
 		try {
 			switch (random.below(12)) {
 				case 0:
 				case 1:
 				case 2:
-					writeFileSync(name(), random.bytes(random.below(random.pick([500, 9000, 100_000]))));
+					await writeFile(name(), random.bytes(random.below(random.pick([500, 9000, 100_000]))));
 					break;
 				case 3:
-					appendFileSync(name(), random.bytes(random.below(20_000)));
+					await appendFile(name(), random.bytes(random.below(20_000)));
 					break;
 				case 4:
 				case 5:
 				case 6:
-					rmSync(name(), { force: true });
+					await rm(name(), { force: true });
 					break;
 				case 7:
-					truncateSync(name(), random.below(400_000));
+					await truncate(name(), random.below(400_000));
 					break;
 				case 8:
 				case 9:
-					writeInto(name(), random);
+					await writeInto(name(), random);
 					break;
 				case 10:
-					if (random.chance(0.1)) writeFileSync(name(), random.bytes(random.below(3 << 20)));
+					if (random.chance(0.1)) await writeFile(name(), random.bytes(random.below(3 << 20)));
 					break;
 				default:
 					if (random.chance(0.1)) await useTools(name(), name(), random);
@@ -89,27 +88,22 @@ export async function workOn(folder: string, random: Random, steps: number): Pro
 }
 
 /** Makes many small files in a row and deletes every other one, so that the trees of free space get levels. */
-export function fragment(folder: string, random: Random): void {
+export async function fragment(folder: string, random: Random, files = 3000): Promise<void> {
 	const content = random.bytes(4096);
 	const name = (i: number): string => join(folder, `small${i}`);
-	for (let i = 0; i < 3000; i++) writeFileSync(name(i), content.subarray(0, random.between(1, 4096)));
+	for (let i = 0; i < files; i++) await writeFile(name(i), content.subarray(0, random.between(1, 4096)));
 	// Space is allocated when it is written, so that the files lie side by side only then.
-	spawnSync("sync", ["-f", folder]);
-	for (let i = 0; i < 3000; i += 2) rmSync(name(i));
+	await runOk("sync", ["-f", folder]);
+	for (let i = 0; i < files; i += 2) await rm(name(i));
 }
 
 /** Writes here and there, which leaves holes, and sometimes waits until it is on the disk. */
-function writeInto(path: string, random: Random): void {
-	const file = openSync(path, "a+");
-	closeSync(file);
-	const again = openSync(path, "r+");
-	try {
-		for (let i = random.between(1, 6); i > 0; i--)
-			writeSync(again, random.bytes(random.between(1, 5000)), 0, undefined, random.below(300_000));
-		if (random.chance(0.2)) fsyncSync(again);
-	} finally {
-		closeSync(again);
-	}
+async function writeInto(path: string, random: Random): Promise<void> {
+	await appendFile(path, "");
+	await using file = await open(path, "r+");
+	for (let i = random.between(1, 6); i > 0; i--)
+		await file.write(random.bytes(random.between(1, 5000)), 0, undefined, random.below(300_000));
+	if (random.chance(0.2)) await file.datasync();
 }
 
 async function useTools(path: string, other: string, random: Random): Promise<void> {
