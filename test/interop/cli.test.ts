@@ -137,12 +137,14 @@ describe("map", () => {
 		assert.match(full.stderr, /^vmsweep: standard output: .*\n$/);
 	});
 
-	test("an empty image has no volumes", async () => {
+	test("a disk with nothing on it has no known volume", async () => {
 		await using folder = await temporaryFolder();
-		await writeFile(folder.file("empty"), "");
-		const report = JSON.parse(await runOk(vmsweep, ["map", "--json", "--extents", folder.file("empty")]));
-		assert.deepEqual(report, { size: 0, format: "raw", volumes: [], extents: [] });
-		assert.match(await runOk(vmsweep, ["map", folder.file("empty")]), /no volumes/);
+		const image = folder.file("blank");
+		await writeFile(image, new Uint8Array(1 << 20));
+		const report = JSON.parse(await runOk(vmsweep, ["map", "--json", "--extents", image]));
+		assert.equal(report.volumes[0].type, "unknown");
+		assert.deepEqual(report.extents, [{ start: 0, length: 1 << 20, state: "unknown", volume: "disk" }]);
+		assert.match(await runOk(vmsweep, ["map", image]), /nothing known is in it/);
 	});
 });
 

@@ -19,29 +19,25 @@ import type { DiskFormat, DiskImage, SweepableImage } from "./disk-image.ts";
 import { type HostImageFile, openHostImageFile } from "./host-image-file.ts";
 import { detectFormat, FORMAT_PROBE_BYTES, type ImageFormat } from "./image-format.ts";
 import { checkNoLoopDevice } from "./loop-devices.ts";
-import { openNbdImage } from "./nbd-image.ts";
 import type { FormatOpener, Opening } from "./opening.ts";
-import { openQcow2 } from "./qcow2-image.ts";
-import { openSweepableQcow2 } from "./qcow2-sweepable.ts";
 import { RawDiskImage } from "./raw-disk-image.ts";
-import { openVdiImage } from "./vdi-image.ts";
-import { isFixedVhdImage, openVhdImage } from "./vhd-image.ts";
-import { openVhdxImage } from "./vhdx-image.ts";
-import { openVmdkImage } from "./vmdk-image.ts";
 
-/** Formats that live in files. The one place that names them all. */
+/**
+ * Formats that live in files. The one place that names them all. A format's code is loaded when an image needs it:
+ * with all of them loaded, a small map would take half as long again.
+ */
 const formatOpeners: Partial<Record<ImageFormat, FormatOpener>> = {
-	raw: (place) => RawDiskImage.open(place),
-	qcow2: openQcow2,
-	vmdk: openVmdkImage,
-	vhd: openVhdImage,
-	vhdx: openVhdxImage,
-	vdi: openVdiImage,
+	raw: (file) => RawDiskImage.open(file),
+	qcow2: async (...place) => (await import("./qcow2-image.ts")).openQcow2(...place),
+	vmdk: async (...place) => (await import("./vmdk-image.ts")).openVmdkImage(...place),
+	vhd: async (file) => (await import("./vhd-image.ts")).openVhdImage(file),
+	vhdx: async (file) => (await import("./vhdx-image.ts")).openVhdxImage(file),
+	vdi: async (file) => (await import("./vdi-image.ts")).openVdiImage(file),
 };
 
 /** Images that are reached by an address instead of a path. */
 const addressOpeners: readonly { readonly pattern: RegExp; readonly open: (name: string) => Promise<DiskImage> }[] = [
-	{ pattern: /^nbds?(\+\w+)?:/, open: openNbdImage },
+	{ pattern: /^nbds?(\+\w+)?:/, open: async (name) => (await import("./nbd-image.ts")).openNbdImage(name) },
 ];
 
 /** Images above each other; more is a mistake or an attack. */
@@ -66,6 +62,11 @@ export interface SweepableOptions {
  * Throws what {@link openDiskImage} throws; IMAGE_LOCKED also where a loop device shows the file.
  */
 export async function openSweepableImage(path: string, options: SweepableOptions = {}): Promise<SweepableImage> {
+	if (addressOpeners.some(({ pattern }) => pattern.test(path)))
+		throw new VmsweepError(
+			"IMAGE_UNSUPPORTED",
+			`${path} is an NBD address; only files and block devices are swept in place. Copy it without its free space: vmsweep convert ${path} NEW.qcow2.`,
+		);
 	refuseAddress(path);
 	const use = options.dryRun === true ? "read" : "write";
 	const file = await openHostImageFile(path, use);
@@ -78,6 +79,7 @@ export async function openSweepableImage(path: string, options: SweepableOptions
 		}
 		if (format === "qcow2") {
 			const chain = { format: null, above: [], mayNameFiles: true };
+			const { openSweepableQcow2 } = await import("./qcow2-sweepable.ts");
 			return await openSweepableQcow2(file, openingOf(file, chain, use));
 		}
 		throw new VmsweepError(
@@ -219,7 +221,8 @@ async function formatOf(file: HostImageFile, name: string): Promise<ImageFormat>
 	const start = new Uint8Array(Math.min(FORMAT_PROBE_BYTES, file.size));
 	await file.read(byteOffset(0), start);
 	const format = detectFormat(start);
-	return format === "raw" && (await isFixedVhdImage(file)) ? "vhd" : format;
+	if (format !== "raw" || !/\.(vhd|vpc)$/i.test(file.path)) return format;
+	return (await (await import("./vhd-image.ts")).isFixedVhdImage(file)) ? "vhd" : "raw";
 }
 
 /** Disks consist of sectors; a text file or a torn download seldom does. */

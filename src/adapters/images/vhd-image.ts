@@ -10,5 +10,5 @@ export async function openVhdImage(file: HostImageFile): Promise<DiskImage> {
 	return new MappedImage("vhd", await openVhd(file, file.path), [{ file, role: "image" }]);
 }
 
-/** True where a file without a mark in front is a fixed VHD, by its name and its footer. */
-export const isFixedVhdImage = async (file: HostImageFile): Promise<boolean> => await isFixedVhd(file, file.path);
+/** True where a file without a mark in front, whose name is a VHD's, is a fixed VHD by its footer. */
+export const isFixedVhdImage = async (file: HostImageFile): Promise<boolean> => await isFixedVhd(file);

@@ -63,11 +63,11 @@ export async function openVhd(file: ImageFile, name: string): Promise<MappedDisk
 }
 
 /**
- * True for a fixed VHD by its name (.vhd, .vpc) and by a whole footer with a right checksum behind the disk. A raw
- * image's guest can write such a footer, but doesn't choose the file's name.
+ * True for a fixed VHD by a whole footer with a right checksum behind the disk. Ask only where the file's name says so,
+ * too (.vhd, .vpc): a raw image's guest can write such a footer, but doesn't choose the name.
  */
-export async function isFixedVhd(file: ImageFile, path: string): Promise<boolean> {
-	if (!/\.(vhd|vpc)$/i.test(path) || file.size < 2 * Footer.size) return false;
+export async function isFixedVhd(file: ImageFile): Promise<boolean> {
+	if (file.size < 2 * Footer.size) return false;
 	const footer = await footerAt(file, file.size - Footer.size);
 	return footer !== null && footer.diskType === diskType.FIXED && visibleSize(footer) + Footer.size <= file.size;
 }
