@@ -1,9 +1,9 @@
 // The checksum algorithms of btrfs, by the number in the superblock (`btrfs_csum_type`).
 
-import { blake2b } from "../../../foundations/blake2b.ts";
+import { blake2b } from "@noble/hashes/blake2.js";
+import { sha256 } from "@noble/hashes/sha2.js";
 import { crc32c } from "../../../foundations/crc.ts";
 import { VmsweepError } from "../../../foundations/errors.ts";
-import { sha256 } from "../../../foundations/sha256.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import { xxhash64 } from "../../../foundations/xxhash64.ts";
 import { CHECKSUM_FIELD } from "./layout.ts";
@@ -15,7 +15,7 @@ const algorithms: ReadonlyMap<number, Checksum> = new Map<number, Checksum>([
 	[0, crc32cBytes],
 	[1, xxhash64],
 	[2, sha256],
-	[3, (data) => blake2b(data, 32)],
+	[3, (data) => blake2b(data, { dkLen: 32 })],
 ]);
 
 /** Checks blocks that begin with a checksum over all that follows the checksum's field. */
