@@ -5,7 +5,7 @@
 //                                                   let the pointers lead there
 //                                                   flush
 //                                                   lower the counts of the old places, punch them
-//           cut the file behind the last cluster in use
+//           flush, cut the file behind the last cluster in use
 //
 // Invariants, also after a power cut at any point
 //  - a pointer leads to the old place or to the new one, and both hold the same until no pointer can lead to the old
@@ -180,7 +180,11 @@ async function cut(file: WritableImageFile, { header, image }: CompactTarget, mo
 	for (let cluster = counts.clusters - 1; cluster > last; cluster--)
 		if ((counts.count(cluster) !== 0 && !gone.has(cluster)) || leaks.has(cluster)) last = cluster;
 	const size = (last + 1) * header.clusterSize;
-	if (size < file.size) await file.truncate(byteCount(size));
+	if (size < file.size) {
+		// First the lowered counts: behind the file's end nobody looks for leaks.
+		await file.flush();
+		await file.truncate(byteCount(size));
+	}
 	await file.flush();
 }
 
