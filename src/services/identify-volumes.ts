@@ -76,7 +76,7 @@ export const contentOf = (disk: ByteSource, { areas, size }: Pick<IdentifiedVolu
 	areas.length === 1 && areas[0]!.stripes === 1 ? slice(disk, areas[0]!.diskStart, size) : assembled(disk, areas, size);
 
 async function topLevel(disk: ByteSource, table: PartitionTable): Promise<IdentifiedVolume[]> {
-	const whole: Partition = { id: "disk", offset: byteOffset(0), size: byteCount(disk.size), label: null };
+	const whole: Partition = { id: "disk", offset: byteOffset(0), size: byteCount(disk.size), label: null, owner: null };
 	const refused = table.refused ?? tooMany(table.partitions);
 	if (refused !== null) return [keptAt(whole, refused)];
 	if (table.table === "none") return disk.size > 0 ? [await classify(disk, placed(whole))] : [];
@@ -88,10 +88,16 @@ async function topLevel(disk: ByteSource, table: PartitionTable): Promise<Identi
 			straight.length > 0
 				? `the disk also has the marks of ${named(straight)} outside its partitions; wipe the stale one with wipefs`
 				: misplaced(table, index, disk.size);
-		volumes.push(why === null ? await classify(disk, placed(clipped)) : keptAt(clipped, why));
+		volumes.push(why === null ? ownedBy(partition, await classify(disk, placed(clipped))) : keptAt(clipped, why));
 	}
 	return volumes;
 }
+
+/** What the partition's type says goes before what the marks inside say. */
+const ownedBy = ({ owner }: Partition, volume: IdentifiedVolume): IdentifiedVolume =>
+	owner === null || volume.kept !== null
+		? volume
+		: { ...volume, kept: `the partition's type says that it belongs to ${owner}, whose volumes are not read` };
 
 /** Owners straight on a partitioned disk, outside of all partitions: those or the table are stale, and nothing says which. */
 async function findStraight(disk: ByteSource, partitions: readonly Partition[]): Promise<string[]> {
@@ -228,6 +234,7 @@ async function identifyLogical(
 		offset: first?.diskStart ?? home.offset,
 		size,
 		label: null,
+		owner: null,
 		uuid,
 		areas,
 		children: [],

@@ -183,6 +183,31 @@ describe("MBR", () => {
 	});
 });
 
+test("a partition whose type names another owner is kept, whatever lies in it", async (t) => {
+	if (!requireTool(t, "sgdisk", "sfdisk", "mke2fs")) return;
+	await using folder = await temporaryFolder();
+	const { disk } = await gptDisk(folder);
+	const keptOn = async (): Promise<readonly (string | null)[]> => {
+		const { volumes } = await mapOf(disk);
+		return volumes.filter(({ type }) => type === "ext4").map(({ kept }) => kept);
+	};
+	assert.deepEqual(await keptOn(), [null]);
+	await runOk("sgdisk", ["-t", "3:AF9B60A0-1431-4F62-BC68-3311714A69AD", disk]);
+	assert.match((await keptOn())[0]!, /belongs to a Windows dynamic disk, whose volumes are not read/);
+	await runOk("sgdisk", ["-Z", disk]);
+	for (const [type, owner] of [
+		["42", "a Windows dynamic disk"],
+		["a5", "FreeBSD"],
+		["83", null],
+	]) {
+		await runOk("sfdisk", ["-q", "--no-tell-kernel", disk], {
+			input: `label: dos\nstart=${101 * 2048}, size=${200 * 2048}, type=${type}\n`,
+		});
+		const [kept] = await keptOn();
+		assert.equal(kept?.includes(owner!) ?? null, owner === null ? null : true, `${type}: ${kept}`);
+	}
+});
+
 describe("two owners of one volume", () => {
 	const owners: Readonly<Record<string, readonly [number, string]>> = {
 		xfs: [0, "XFSB"],

@@ -33,6 +33,19 @@ test("marks are found at their places, also at the end, and each owner once", as
 	assert.deepEqual([...(await findSignatures(source(bytes)))].sort(), ["btrfs", "ext", "lvm-pv", "md-raid"]);
 });
 
+test("what newfs leaves of an older file system is not believed", async () => {
+	for (const [kib, magic] of [
+		[64, "\x19\x01\x54\x19"],
+		[8, "\x54\x19\x01\x00"],
+		[256, "\x19\x54\x01\x19"],
+	] as const) {
+		const bytes = new Uint8Array(SIZE);
+		put(bytes, 0, "XFSB");
+		put(bytes, kib * 1024 + 1372, magic);
+		assert.deepEqual([...(await findSignatures(source(bytes)))].sort(), ["ufs", "xfs"]);
+	}
+});
+
 test("two bytes that look like ext's are no owner beside another one", async () => {
 	const bytes = new Uint8Array(SIZE);
 	put(bytes, 0, "XFSB");

@@ -27,6 +27,16 @@ const ZFS_LABEL_BYTES = 256 << 10;
 const ZFS_NAMES_AT = (16 << 10) + 20;
 const ZFS_NAMES = "\0\0\0\x07version\0";
 
+/** `fs_magic` of UFS1 and UFS2 and the variants of HP-UX, in both byte orders (util-linux, superblocks/ufs.c). */
+const ufsMagics: readonly string[] = [
+	"\x00\x01\x19\x54",
+	"\x19\x54\x01\x19",
+	"\x00\x19\x56\x12",
+	"\x00\x09\x50\x14",
+	"\x00\x61\x21\x95",
+	"\x05\x23\x19\x94",
+].flatMap((magic) => [magic, magic.split("").reverse().join("")]);
+
 /** Marks of everything but ext2, ext3 and ext4. Each string is one byte per character. */
 const marks: readonly Mark[] = [
 	mark("xfs", 0, "XFSB"),
@@ -84,8 +94,28 @@ const marks: readonly Mark[] = [
 	mark("oracle-asm", 32, "ORCLDISK"),
 	mark("intel-raid", -1024, "Intel Raid ISM Cfg"),
 	mark("ddf-raid", -512, "\xde\x11\xde\x11"),
-	mark("drbd", -4096 + 0x3c, "\x83\x74\x02\x6b"),
-	mark("drbd", -4096 + 0x3c, "\x83\x74\x02\x6c"),
+	...["\x6b", "\x6c", "\x6d"].map((version) => mark("drbd", -4096 + 0x3c, `\x83\x74\x02${version}`)),
+	// newfs leaves what was in front: an older file system's superblock stays there, whole.
+	...[0, 8, 64, 256].flatMap((kib) => ufsMagics.map((magic) => mark("ufs", kib * 1024 + 1372, magic))),
+	mark("ldm", 0xc00, "PRIVHEAD"), // a Windows dynamic disk's first header (Linux, block/partitions/ldm.h)
+	mark("befs", 32, "BFS1"),
+	mark("befs", 32, "1SFB"),
+	mark("befs", 512 + 32, "BFS1"),
+	mark("befs", 512 + 32, "1SFB"),
+	mark("bfs", 0, "\xce\xfa\xad\x1b"),
+	mark("exfs", 0, "EXFS"),
+	mark("hpfs", 0x2000, "\x49\xe8\x95\xf9"),
+	mark("lvm1", 0, "HM\x01\0"),
+	mark("mpool", 0, "mpoolDev"),
+	mark("nss", 0x1000, "SPB5"),
+	...[0x400, 0x1000, 0x2000].map((at) => mark("ocfs2", at, "OCFSV2")),
+	mark("ocfs", 0x2000, "OracleCFS"),
+	mark("romfs", 0, "-rom1fs-"),
+	mark("ubifs", 0, "\x31\x18\x10\x06"),
+	mark("vmfs", 0x200000, "\x5e\xf1\xab\x2f"),
+	mark("vxfs", 0x400, "\xf5\xfc\x01\xa5"),
+	mark("vxfs", 0x2000, "\xa5\x01\xfc\xf5"),
+	mark("zonefs", 0, "SFOZ"),
 ];
 
 /** Marks near the end whose place depends on the size: MD superblocks of versions 0.90 and 1.0, labels of ZFS. */

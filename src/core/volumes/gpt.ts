@@ -16,6 +16,7 @@ import { readBytes } from "../../foundations/source.ts";
 import { bytes, struct, u32le, u64le, viewOf } from "../../foundations/struct.ts";
 import { byteCount, byteOffset, isPowerOfTwo } from "../../foundations/units.ts";
 import type { Partition } from "./partition.ts";
+import { ownerByGptType } from "./partition-types.ts";
 
 /** GPT header (UEFI 2.10, table 5.5). Little-endian. */
 export const GptHeader = struct("GPT header", 92, {
@@ -100,9 +101,16 @@ function parseEntries(half: Half, sectorSize: number, warnings: string[]): Parti
 			offset: byteOffset(entry.firstSector * sectorSize),
 			size: byteCount((entry.lastSector - entry.firstSector + 1) * sectorSize),
 			label: utf16(entry.name),
+			owner: ownerByGptType(guidText(entry.type)),
 		});
 	}
 	return partitions;
+}
+
+/** The first three parts are little-endian (UEFI 2.10, appendix A). */
+function guidText(raw: Uint8Array): string {
+	const hex = (...order: number[]): string => order.map((at) => raw[at]!.toString(16).padStart(2, "0")).join("");
+	return [hex(3, 2, 1, 0), hex(5, 4), hex(7, 6), hex(8, 9), hex(10, 11, 12, 13, 14, 15)].join("-");
 }
 
 function utf16(raw: Uint8Array): string | null {

@@ -16,6 +16,7 @@ import { readBytes } from "../../foundations/source.ts";
 import { struct, u8, u16le, u32le, viewOf } from "../../foundations/struct.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 import type { Partition } from "./partition.ts";
+import { ownerByMbrType } from "./partition-types.ts";
 
 const SECTOR = 512;
 const ENTRIES_AT = 0x1be;
@@ -63,11 +64,12 @@ export async function readMbr(disk: ByteSource, entries: readonly MbrTableEntry[
 	const partitions: Partition[] = [];
 	const warnings: string[] = [];
 	const identity: ByteRange[] = [{ start: byteOffset(0), length: byteCount(SECTOR) }];
-	const partition = (number: number, firstSector: number, sectorCount: number): Partition => ({
+	const partition = (number: number, first: number, { type, sectorCount }: MbrTableEntry): Partition => ({
 		id: `p${number}`,
-		offset: byteOffset(firstSector * SECTOR),
+		offset: byteOffset(first * SECTOR),
 		size: byteCount(sectorCount * SECTOR),
 		label: null,
+		owner: ownerByMbrType(type),
 	});
 	const visited = new Set<number>([0]);
 	let logicalNumber = 5;
@@ -97,7 +99,7 @@ export async function readMbr(disk: ByteSource, entries: readonly MbrTableEntry[
 			}
 			for (const logical of links2)
 				if (logical.type !== 0 && logical.sectorCount > 0 && !isExtended(logical.type))
-					partitions.push(partition(logicalNumber++, at + logical.firstSector, logical.sectorCount));
+					partitions.push(partition(logicalNumber++, at + logical.firstSector, logical));
 			const next = links2.find((link) => isExtended(link.type) && link.sectorCount > 0);
 			if (next === undefined) return;
 			at = extended.firstSector + next.firstSector;
@@ -107,7 +109,7 @@ export async function readMbr(disk: ByteSource, entries: readonly MbrTableEntry[
 	for (const [index, entry] of entries.entries()) {
 		if (entry.type === 0 || entry.sectorCount === 0) continue;
 		if (isExtended(entry.type)) await followChain(index + 1, entry);
-		else partitions.push(partition(index + 1, entry.firstSector, entry.sectorCount));
+		else partitions.push(partition(index + 1, entry.firstSector, entry));
 	}
 	return { partitions, warnings, identity };
 }

@@ -11,6 +11,8 @@ export interface Partition {
 	readonly size: ByteCount;
 	/** The table's own name for it (GPT), or null. */
 	readonly label: string | null;
+	/** Who arranges its content, where its type names somebody that is not read here; null otherwise. */
+	readonly owner: string | null;
 }
 
 /** A partition table, or the finding that there is none. */
