@@ -269,6 +269,29 @@ describe("kept whole", () => {
 		}
 	});
 
+	test("left by ntfs-3g in a crash that its $Bitmap missed: its log says nothing, but the files do", async (t) => {
+		if (!requireTool(t, "root", "fuse", "ntfs-3g", ...TOOLS)) return;
+		await using folder = await temporaryFolder();
+		const [image, mnt] = [folder.file("image"), folder.file("mnt")];
+		await make(image, { size: "80M", options: [] });
+		const write = async (name: string, bytes: number): Promise<void> => {
+			await using mounted = await mount(image, mnt);
+			await writeFile(join(mnt, name), seededRandom(5).bytes(bytes));
+			await mounted.unmount();
+		};
+		await write("first", 1000); // the MFT grows, and stays as it is then
+		const bitmapBefore = (await run("ntfscat", ["-f", "-i", "6", image])).stdoutBytes;
+		await write("second", 8 << 20);
+		assert.equal((await mapVolume(image)).volumes[0]!.kept, null);
+		// The volume as it is, but for $Bitmap, which is as it was.
+		const [, cluster] = /^\s*0x0\s+(0x\w+)/m.exec(await runOk("ntfsinfo", ["-f", "-v", "-i", "6", image]))!;
+		await using file = await open(image, "r+");
+		await file.write(bitmapBefore, 0, bitmapBefore.length, Number(cluster) * 4096);
+		const { kept, state } = (await mapVolume(image)).volumes[0]!;
+		assert.match(kept!, /\$Bitmap shows clusters of MFT record \d+ as free, so it was not unmounted cleanly/);
+		assert.equal(state, "unknown");
+	});
+
 	test("shadow copies", async (t) => {
 		if (!requireTool(t, ...TOOLS)) return;
 		await using folder = await temporaryFolder();

@@ -4,17 +4,18 @@
 //
 // Only a cleanly unmounted volume is believed: the log's format is Windows' own and is not replayed here. There are no
 // checksums, so what can be compared is: the MFT's copy, the boot sector with the MFT, and $Bitmap with the places of
-// the system files.
+// the system files; and with those of all files where no log says how the volume was left.
 
 import type { FileSystemMap } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import type { VolumeIdentity } from "../cluster-map.ts";
 import { clusterMap, keptWhole, reasonToKeep } from "../cluster-map.ts";
+import { checkEveryFile } from "./every-file.ts";
 import { Files } from "./files.ts";
 import { readUsedClusters } from "./free-space.ts";
 import { AttributeType, SystemFile, VOLUME_DIRTY, VOLUME_IN_REPAIR, VolumeInformation } from "./layout.ts";
-import { checkMirror, whyLogIsOpen } from "./log-file.ts";
+import { checkMirror, readLogState } from "./log-file.ts";
 import { whyHibernated, whyShadowed } from "./memory-elsewhere.ts";
 import { damaged, parseBootSector, readBootSector, serialOf, unsupported } from "./open.ts";
 import type { MftRecord } from "./records.ts";
@@ -33,12 +34,14 @@ export async function readNtfs(volume: ByteSource): Promise<FileSystemMap | null
 		const files = await Files.open(volume, geometry);
 		const record = await files.record(SystemFile.volume);
 		identity = { ...identity, label: labelOf(record) };
-		const open = whyMarkedOpen(record) ?? (await whyLogIsOpen(files)) ?? (await whyHibernated(files));
+		const log = await readLogState(files);
+		const open = whyMarkedOpen(record) ?? (log.kind === "open" ? log.why : null) ?? (await whyHibernated(files));
 		if (open !== null) return keptWhole(identity, "dirty", volume, open);
 		await checkMirror(files);
 		const shadowed = await whyShadowed(volume);
 		if (shadowed !== null) return keptWhole(identity, "clean", volume, shadowed);
 		const used = await readUsedClusters(files);
+		if (log.kind === "emptied") await checkEveryFile(files, used);
 		return clusterMap(identity, "clean", used, { base: 0, clusterSize: geometry.clusterSize, size: geometry.size });
 	} catch (error) {
 		const why = reasonToKeep(error);

@@ -28,13 +28,27 @@ import { applyFixups } from "./records.ts";
 const EMPTY_BYTES = 64 << 10;
 const MAX_PAGE_SIZE = 64 << 10;
 
-/** Why the log forbids to believe the volume, in one sentence; null where it was closed cleanly. Throws VOLUME_DAMAGED. */
-export async function whyLogIsOpen(files: Files): Promise<string | null> {
+/** What the log says of how the volume was left. */
+export type LogState =
+	/** Closed by a clean unmount. */
+	| { readonly kind: "closed" }
+	/** A driver without a log emptied it: it says nothing. */
+	| { readonly kind: "emptied" }
+	/** Why the volume can't be believed, in one sentence. */
+	| { readonly kind: "open"; readonly why: string };
+
+/** Reads the log's state. Throws VOLUME_DAMAGED. */
+export async function readLogState(files: Files): Promise<LogState> {
 	const log = await files.content(await files.record(SystemFile.logFile), DATA);
 	if (log === null || !log.plain || log.size < 2 * MAX_PAGE_SIZE || log.initializedSize !== log.size)
-		return "its $LogFile is damaged; run chkdsk in the guest";
+		return { kind: "open", why: "its $LogFile is damaged; run chkdsk in the guest" };
 	const start = await files.read(log, 0, EMPTY_BYTES);
-	if (start.every((byte) => byte === 0xff)) return null;
+	if (start.every((byte) => byte === 0xff)) return { kind: "emptied" };
+	const why = await whyOpen(files, log, start);
+	return why === null ? { kind: "closed" } : { kind: "open", why };
+}
+
+async function whyOpen(files: Files, log: Content, start: Uint8Array): Promise<string | null> {
 	const first = parse(start, start.length);
 	if (first === null) return "its $LogFile is not understood; start the guest and shut it down cleanly";
 	const second = await secondPage(files, log, first.pageSize);

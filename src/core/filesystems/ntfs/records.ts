@@ -89,8 +89,8 @@ export class MftRecord {
 		this.base = record.baseRecordHigh * 2 ** 32 + record.baseRecordLow;
 	}
 
-	/** All attributes with that type and name. */
-	*attributes(key: AttributeKey): Generator<FoundAttribute> {
+	/** All attributes, or those with that type and name. */
+	*attributes(key?: AttributeKey): Generator<FoundAttribute> {
 		const view = viewOf(this.raw);
 		let at = FileRecord.read.firstAttribute(view, 0);
 		for (;;) {
@@ -102,8 +102,9 @@ export class MftRecord {
 			if (length < ResidentAttribute.size || length % 8 !== 0 || at + length > this.raw.length) throw this.#wrong();
 			const raw = this.raw.subarray(at, at + length);
 			if (
-				type === key.type &&
-				nameOf(raw, Attribute.read.nameOffset(view, at), Attribute.read.nameLength(view, at)) === key.name
+				key === undefined ||
+				(type === key.type &&
+					nameOf(raw, Attribute.read.nameOffset(view, at), Attribute.read.nameLength(view, at)) === key.name)
 			)
 				yield this.#parse(raw);
 			at += length;
