@@ -11,7 +11,7 @@ import { crc32c } from "../../src/foundations/crc.ts";
 import type { Extent, GuestMap } from "../../src/foundations/guest-map.ts";
 import { someOf } from "../support/breadth.ts";
 import { temporaryFolder } from "../support/folders.ts";
-import { hashesIn, Mounted } from "../support/loop.ts";
+import { hashesIn, LoopPart, Mounted } from "../support/loop.ts";
 import { run, runOk } from "../support/processes.ts";
 import { testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
@@ -196,6 +196,22 @@ for (const checksum of ["xxhash", "sha256", "blake2"])
 		await mounted.unmount();
 		await expectEqual(made.image);
 	});
+
+test("a device that was replaced, and data in RAID0 on one device", async (t) => {
+	if (!requireTool(t, ...BTRFS_TOOLS)) return;
+	await using folder = await temporaryFolder();
+	const made = await makeBtrfs(folder, { mkfs: [], options: "noatime" }, "300M");
+	if (made === null) return t.skip("this kernel does not mount it");
+	const other = folder.file("other");
+	await runOk("truncate", ["-s", "300M", other]);
+	await using mounted = made.mounted;
+	await makeHoles(mounted.path, 1, 300);
+	await using device = new LoopPart((await runOk("losetup", ["-f", "--show", other])).trim());
+	await runOk("btrfs", ["replace", "start", "-B", "-f", "1", device.path, mounted.path]);
+	await runOk("btrfs", ["balance", "start", "-dconvert=raid0", mounted.path]);
+	await mounted.unmount();
+	await expectEqual(other);
+});
 
 test("a file system whose blocks carry another id (metadata_uuid)", async (t) => {
 	if (!requireTool(t, "mkfs.btrfs", "btrfs", "btrfstune")) return;

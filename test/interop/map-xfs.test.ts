@@ -476,6 +476,22 @@ describe("what can't be believed is kept", () => {
 		}
 	});
 
+	test("mounted, and nothing logged yet: not clean, although its log ends with an unmount", async (t) => {
+		if (!requireTool(t, "root", "loop devices", "mkfs.xfs", "dd")) return;
+		await using folder = await temporaryFolder();
+		const [image, copy] = [folder.file("image"), folder.file("copy")];
+		await makeImage(image, v("", ""));
+		await using mounted = await Mounted.mount(image, folder.file("mount"), "loop");
+		await runOk("dd", ["if=/dev/urandom", `of=${mounted.path}/new`, "bs=1M", "count=4", "oflag=direct"]);
+		await runOk("cp", [image, copy]);
+		assert.equal((await mapOf(copy)).volumes[0]!.state, "dirty");
+		await mounted.unmount();
+		assert.equal((await mapOf(image)).volumes[0]!.state, "clean");
+		await using readOnly = await Mounted.mount(image, folder.file("mount"), "loop,ro");
+		await readOnly.unmount();
+		assert.equal((await mapOf(image)).volumes[0]!.state, "clean");
+	});
+
 	test("version 4 with a dirty log", async (t) => {
 		const changed = await mapChanged(t, "-m crc=0", async (image) => {
 			await using source = await openSource(image);

@@ -12,7 +12,7 @@
 // The locks are "open file description" locks: they belong to the descriptor, not to the process, are shared by its
 // duplicates, and vanish with the last of them, however the process ends. So there is nothing to unlock here.
 
-import { readdir, readFile, readlink } from "node:fs/promises";
+import { readdir, readFile, readlink, realpath } from "node:fs/promises";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { EAGAIN, errnoName, fcntl, pin } from "./syscalls.ts";
 
@@ -127,7 +127,7 @@ async function refusal(
 /** "qemu-nbd (process 4711)" for each other process that has the file open, as far as we may see. For messages only. */
 async function openersOf(path: string): Promise<string[]> {
 	const holders: string[] = [];
-	const target = await readlink(path).catch(() => path);
+	const target = await realpath(path).catch(() => path);
 	const processes = (await readdir("/proc").catch(() => [])).filter((name) => /^\d+$/.test(name));
 	for (const process_ of processes) {
 		if (Number(process_) === process.pid) continue;

@@ -138,12 +138,13 @@ function parseChunk(view: DataView, keyAt: number, at: number, size: number, geo
 	const start = key.offset;
 	if (size !== ChunkItem.size + stripeCount * StripeItem.size)
 		throw damaged(`its chunk at ${start} has ${stripeCount} stripes in ${size} bytes`);
-	const { data, system, metadata, dup } = ChunkType;
+	const { data, system, metadata, raid0, dup } = ChunkType;
 	const contents = type % 8;
 	const profile = type - contents;
 	if (contents === 0 || contents > (data | system | metadata))
 		throw damaged(`its chunk at ${start} has the type 0x${type.toString(16)}`);
-	if (profile !== 0 && profile !== dup)
+	// RAID0 of one device, which kernels make since 5.15, lies as a single copy does.
+	if (profile !== 0 && profile !== dup && !(profile === raid0 && stripeCount === 1))
 		throw new VmsweepError("VOLUME_UNSUPPORTED", `it has chunks with the profile ${profileName(profile)}`);
 	if (stripeCount !== (profile === dup ? 2 : 1)) throw damaged(`its chunk at ${start} has ${stripeCount} stripes`);
 	const isWhole = (n: number): boolean => Number.isSafeInteger(n) && n % geometry.sectorSize === 0;

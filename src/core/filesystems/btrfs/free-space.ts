@@ -146,9 +146,10 @@ class FreeSpaceCollector {
 			throw damaged(`its free-space tree has an item of type ${type} at ${start} in a wrong place`);
 		if (type === ItemType.freeSpaceExtent) this.#groups.addFree(start, start + length);
 		else {
-			if (size !== length / this.#sectorSize / 8)
+			const sectors = length / this.#sectorSize;
+			if (!Number.isInteger(sectors) || size !== Math.ceil(sectors / 8))
 				throw damaged(`its free-space bitmap at ${start} has ${size} bytes for ${length}`);
-			this.#takeBitmap(start, new Uint8Array(leaf.buffer, leaf.byteOffset + dataAt, size));
+			this.#takeBitmap(start, new Uint8Array(leaf.buffer, leaf.byteOffset + dataAt, size), sectors);
 		}
 	}
 
@@ -169,9 +170,8 @@ class FreeSpaceCollector {
 		if (exists) this.#groups.begin(next);
 	}
 
-	/** One bit per sector, lowest bit first, 1 = free. */
-	#takeBitmap(start: number, bitmap: Uint8Array): void {
-		const bits = bitmap.length * 8;
+	/** One bit for each of `bits` sectors, lowest bit first, 1 = free. */
+	#takeBitmap(start: number, bitmap: Uint8Array, bits: number): void {
 		const isFree = (bit: number): boolean => (bitmap[bit >>> 3]! & (1 << (bit & 7))) !== 0;
 		for (let bit = 0; bit < bits; ) {
 			if ((bit & 7) === 0 && bitmap[bit >>> 3] === 0) {
@@ -183,7 +183,7 @@ class FreeSpaceCollector {
 				continue;
 			}
 			const first = bit;
-			while (bit < bits && isFree(bit)) bit += (bit & 7) === 0 && bitmap[bit >>> 3] === 0xff ? 8 : 1;
+			while (bit < bits && isFree(bit)) bit += (bit & 7) === 0 && bit + 8 <= bits && bitmap[bit >>> 3] === 0xff ? 8 : 1;
 			this.#groups.addFree(start + first * this.#sectorSize, start + bit * this.#sectorSize);
 		}
 	}

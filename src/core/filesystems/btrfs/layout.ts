@@ -121,13 +121,13 @@ export const ChunkItem = struct("btrfs_chunk", 48, {
 export const StripeItem = struct("btrfs_stripe", 32, { deviceId: u64le(0x0), offset: u64le(0x8) });
 
 /** Bits of a chunk's type: what it holds, and its profile. */
-export const ChunkType = { data: 0x1, system: 0x2, metadata: 0x4, dup: 0x20 } as const;
+export const ChunkType = { data: 0x1, system: 0x2, metadata: 0x4, raid0: 0x8, dup: 0x20 } as const;
 
 /** Device extent, `btrfs_dev_extent`: the way back from a device's bytes to their chunk. */
 export const DeviceExtent = struct("btrfs_dev_extent", 48, { chunkOffset: u64le(0x10), length: u64le(0x18) });
 
 /** `btrfs_dev_replace_item` */
-export const DeviceReplace = struct("btrfs_dev_replace_item", 80, { state: u64le(0x20) });
+export const DeviceReplace = struct("btrfs_dev_replace_item", 72, { state: u64le(0x20) });
 /** `replace_state` of a replacement that is over, or never was. */
 export const REPLACE_AT_REST: readonly number[] = [0, 2, 3];
 

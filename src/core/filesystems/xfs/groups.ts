@@ -17,6 +17,8 @@ const GROUPS_AT_ONCE = 32;
 /** `XFS_BTREE_MAXLEVELS` */
 const MAX_LEVELS = 9;
 const MAX_WARNINGS = 16;
+/** With so many, reading on tells nobody anything. */
+const MAX_BAD_GROUPS = 4096;
 
 /** What is free in a volume. */
 export interface Allocation {
@@ -67,6 +69,8 @@ export async function readGroups(
 				continue;
 			}
 			runs.dropGroup();
+			if (badGroupCount === MAX_BAD_GROUPS)
+				throw damaged(`more than ${MAX_BAD_GROUPS} of its allocation groups are damaged; run xfs_repair in the guest`);
 			if (++badGroupCount <= MAX_WARNINGS)
 				warnings.push(`allocation group ${group} is kept whole: ${facts}; run xfs_repair in the guest`);
 		}

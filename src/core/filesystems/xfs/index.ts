@@ -36,7 +36,7 @@ export const readXfs: FileSystemReader = async (volume) => {
 			isVersion2: geometry.isLogVersion2,
 			hasChecksums: geometry.version === 5,
 		});
-		state = ends.clean ? "clean" : "dirty";
+		state = ends.clean && !ends.mountedSince ? "clean" : "dirty";
 		const view = new MetadataView(volume, await recover(volume, geometry, ring, ends));
 		await checkSuperblockAgain(view, geometry, volume);
 		const allocation = await readGroups(view, geometry, (lsn) => isBehind(lsn, ends.headLsn));
@@ -56,22 +56,25 @@ async function recover(volume: ByteSource, geometry: Geometry, ring: LogRing, en
 			"VOLUME_UNSUPPORTED",
 			"it is mounted, or was not unmounted cleanly, and format version 4 can't tell its true state; mount and unmount it in the guest",
 		);
-	if (geometry.unknownLogFeatures !== 0)
-		throw new VmsweepError(
-			"VOLUME_UNSUPPORTED",
-			`its log has the unknown feature 0x${geometry.unknownLogFeatures.toString(16)}; mount and unmount it in the guest`,
-		);
+	if (geometry.unknownLogFeatures !== 0) throw unknownLogFeatures(geometry);
 	return await replayLog(volume, geometry, ring, ends);
 }
+
+const unknownLogFeatures = (geometry: Geometry): VmsweepError =>
+	new VmsweepError(
+		"VOLUME_UNSUPPORTED",
+		`its log has the unknown feature 0x${geometry.unknownLogFeatures.toString(16)}; mount and unmount it in the guest`,
+	);
 
 /** The log may hold a newer superblock; one of another geometry means that the volume was being resized. */
 async function checkSuperblockAgain(view: MetadataView, geometry: Geometry, volume: ByteSource): Promise<void> {
 	if (view.replayedCount === 0) return;
 	const { bytes, replayed } = await view.read(0, geometry.sectorSize);
 	const again = parseSuperblock(bytes, volume.size, replayed);
+	if (again.unknownLogFeatures !== 0) throw unknownLogFeatures(again);
 	const numbers = ({ version, blockSize, sectorSize, dataBlocks, agBlocks, agCount, log }: Geometry): string =>
 		JSON.stringify([version, blockSize, sectorSize, dataBlocks, agBlocks, agCount, log satisfies LogPlace | null]);
-	if (numbers(again) !== numbers(geometry) || again.unknownLogFeatures !== 0)
+	if (numbers(again) !== numbers(geometry))
 		throw new VmsweepError("VOLUME_DAMAGED", "it was being resized; mount and unmount it in the guest, then try again");
 }
 

@@ -12,7 +12,14 @@
 
 import { VmsweepError } from "../../../foundations/errors.ts";
 import { viewOf } from "../../../foundations/struct.ts";
-import { BASIC_BLOCK, LOG_RECORD_MAX_BYTES, LOG_RECORDS_IN_FLIGHT, LogOperation, OP_UNMOUNT } from "./layout.ts";
+import {
+	BASIC_BLOCK,
+	LOG_RECORD_MAX_BYTES,
+	LOG_RECORDS_IN_FLIGHT,
+	LogOperation,
+	LogRecordHeader,
+	OP_UNMOUNT,
+} from "./layout.ts";
 import type { LogRecord, LogRing } from "./log-records.ts";
 import {
 	cycleAt,
@@ -26,8 +33,10 @@ import {
 
 /** How the log ends. */
 export interface LogEnds {
-	/** Unmounted cleanly: nothing is to be replayed. */
+	/** The last record is that of an unmount: nothing is to be replayed. */
 	readonly clean: boolean;
+	/** It was mounted again since, without a record yet: its memory may know more. */
+	readonly mountedSince: boolean;
 	/** First sector to replay; the head where there is none. */
 	readonly tail: number;
 	/** First sector behind the last whole record. */
@@ -54,8 +63,8 @@ const MAX_RECORD_SECTORS = LOG_RECORD_MAX_BYTES / BASIC_BLOCK + 9;
 export async function findLogEnds(ring: LogRing, kind: LogKind): Promise<LogEnds> {
 	const guess = await findCycleEnd(ring);
 	const unmounted = await lastRecord(ring, kind, guess.head);
-	if (unmounted !== null && (await isUnmount(ring, unmounted))) return cleanEnds(ring, unmounted);
-	if (!kind.hasChecksums) return { clean: false, tail: guess.head, head: guess.head, headLsn: 0n };
+	if (unmounted !== null && (await isUnmount(ring, unmounted))) return await cleanEnds(ring, unmounted);
+	if (!kind.hasChecksums) return { clean: false, mountedSince: true, tail: guess.head, head: guess.head, headLsn: 0n };
 
 	let head = await skipHoles(ring, guess, kind);
 	const partial = await recordBefore(ring, head);
@@ -150,9 +159,18 @@ function headLsnAfter(ring: LogRing, record: LogRecord): bigint {
 	return head >= ring.length ? lsnOf(record.cycle + 1, head - ring.length) : lsnOf(record.cycle, head);
 }
 
-function cleanEnds(ring: LogRing, record: LogRecord): LogEnds {
+async function cleanEnds(ring: LogRing, record: LogRecord): Promise<LogEnds> {
 	const head = ring.wrap(record.sector + record.sectors);
-	return { clean: true, tail: head, head, headLsn: headLsnAfter(ring, record) };
+	const mountedSince = await isStamped(ring, head, record);
+	return { clean: true, mountedSince, tail: head, head, headLsn: headLsnAfter(ring, record) };
+}
+
+/** A mount stamps what lies behind the head with empty records that have the last one's tail (`xlog_clear_stale_blocks`). */
+async function isStamped(ring: LogRing, head: number, { tailLsn }: LogRecord): Promise<boolean> {
+	const bytes = await ring.read(head, 1);
+	if (!isRecordHead(bytes, 0)) return false;
+	const next = LogRecordHeader.at(viewOf(bytes));
+	return next.length === 0 && next.operationCount === 0 && next.tailLsn === tailLsn;
 }
 
 /** Checks the last records, whose writes a crash may have torn; ends the log before the first bad one. */
@@ -172,13 +190,13 @@ async function trimTorn(ring: LogRing, kind: LogKind, head: number): Promise<Log
 		if (isGood) good = record;
 	}
 	if (good === null) throw damaged("none of its last records is whole");
-	if (await isUnmount(ring, good)) return cleanEnds(ring, good);
+	if (await isUnmount(ring, good)) return await cleanEnds(ring, good);
 	const tail = lsnSector(good.tailLsn);
 	const end = ring.wrap(good.sector + good.sectors);
 	const cycles = good.cycle - lsnCycle(good.tailLsn);
 	const isBehind = cycles === 0 ? tail <= good.sector : cycles === 1 && tail > good.sector;
 	if (!isBehind || tail >= ring.length || tail === end) throw damaged(`its tail is sector ${tail}, its head ${end}`);
-	return { clean: false, tail, head: end, headLsn: headLsnAfter(ring, good) };
+	return { clean: false, mountedSince: true, tail, head: end, headLsn: headLsnAfter(ring, good) };
 }
 
 /** Sectors of the last nine record heads before `head`, oldest first; none before the tail that the last one names. */

@@ -19,6 +19,8 @@ import { BASIC_BLOCK, SUPERBLOCK_MAGIC, SuperBlock } from "./layout.ts";
 /** Limits that kernels check, too ("Superblocks"; `xfs_validate_sb_common`). */
 const MIN_AG_BYTES = 2 ** 24;
 const MAX_AG_BYTES = 2 ** 40;
+/** More than any real volume has; one that was grown from 16 MiB to 16 TiB has as many. */
+const MAX_AG_COUNT = 2 ** 20;
 const MIN_AG_BLOCKS = 64;
 const MAX_SECTOR_BYTES = 32768;
 const MAX_LOG_BYTES = 2 ** 31;
@@ -122,6 +124,11 @@ export function parseSuperblock(raw: Uint8Array, volumeSize: ByteCount, replayed
 		record.agBlockLog !== Math.ceil(Math.log2(agBlocks))
 	)
 		throw damaged(`its allocation groups have ${agBlocks} blocks of ${blockSize} bytes`);
+	if (agCount > MAX_AG_COUNT)
+		throw new VmsweepError(
+			"VOLUME_UNSUPPORTED",
+			`it has ${agCount} allocation groups; at most ${MAX_AG_COUNT} are read`,
+		);
 	if (agCount < 1 || dataBlocks > agCount * agBlocks || dataBlocks < (agCount - 1) * agBlocks + MIN_AG_BLOCKS)
 		throw damaged(`it has ${dataBlocks} blocks in ${agCount} allocation groups of ${agBlocks}`);
 

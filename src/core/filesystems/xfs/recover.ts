@@ -109,6 +109,9 @@ const agfForm: BlockForm = {
 	checksumAt: Agf.offset.checksum,
 };
 
+/** Home blocks that are read together. */
+const BLOCKS_AT_ONCE = 64;
+
 class Replay {
 	readonly #geometry: Geometry;
 	readonly #home: MetadataView;
@@ -196,15 +199,19 @@ class Replay {
 	async #load(changes: readonly BufferChange[]): Promise<void> {
 		for (const length of [this.#geometry.sectorSize, this.#geometry.blockSize]) {
 			const missing = changes.filter((change) => change.length === length && !this.#isHeld(change.at));
-			const blocks = await this.#home.readAll(
-				missing.map(({ at }) => at),
-				length,
-			);
-			for (const [index, change] of missing.entries()) {
-				if (this.#isHeld(change.at)) continue;
-				const bytes = blocks[index]!.bytes.slice();
-				this.#heldBytes += bytes.length;
-				this.#set(change.at, this.#judge(change, bytes));
+			// By few, so that a hostile log can't make memory hold more than the limit that #set watches over.
+			for (let from = 0; from < missing.length; from += BLOCKS_AT_ONCE) {
+				const some = missing.slice(from, from + BLOCKS_AT_ONCE);
+				const blocks = await this.#home.readAll(
+					some.map(({ at }) => at),
+					length,
+				);
+				for (const [index, change] of some.entries()) {
+					if (this.#isHeld(change.at)) continue;
+					const state = this.#judge(change, blocks[index]!.bytes.slice());
+					if (state !== "other" && "bytes" in state) this.#heldBytes += state.bytes.length;
+					this.#set(change.at, state);
+				}
 			}
 		}
 	}
