@@ -64,6 +64,30 @@ describe("qcow2, read", () => {
 			await check(folder, path, seed);
 		});
 
+	test("an L2 table that spans more than 4 GiB", async (t) => {
+		if (!requireTool(t, "qemu-img", "qemu-io")) return;
+		await using folder = await temporaryFolder();
+		for (const clusterSize of ["256k", "2M"]) {
+			const path = folder.file(clusterSize);
+			await runOk("qemu-img", ["create", "-q", "-f", "qcow2", "-o", `cluster_size=${clusterSize}`, path, "9G"]);
+			await io(path, ["write -P 7 4096M 4M", "write -P 9 4104M 64k", "write -P 11 9215M 1M"]);
+			await using image = await openDiskImage(path, "read");
+			await assertSameMap(image, path);
+			for (const [mib, value] of [
+				[4099, 7],
+				[4104, 9],
+				[9215, 11],
+			] as const) {
+				const bytes = new Uint8Array(65_536);
+				await image.read(byteOffset(mib * MIB), bytes);
+				assert.ok(
+					bytes.every((byte) => byte === value),
+					`${clusterSize}: ${mib} MiB`,
+				);
+			}
+		}
+	});
+
 	test("chains of backing files, shorter and longer, raw and qcow2", async (t) => {
 		if (!requireTool(t, "qemu-img", "qemu-io")) return;
 		t.diagnostic(`VMSWEEP_SEED=${seed}`);

@@ -80,12 +80,16 @@ export async function readHeader(file: ImageFile, path: string): Promise<Qcow2He
 	const known = Object.values(layout.Incompatible).reduce((all, bit) => all | bit, 0);
 	if ((incompatible & ~known) !== 0 || (v3?.incompatibleHigh ?? 0) !== 0) {
 		const names = unknownFeatures(incompatible & ~known, v3?.incompatibleHigh ?? 0, extensions.featureNames);
-		throw unsupported(`uses qcow2 features that vmsweep doesn't know: ${names.join(", ")}. Use a newer vmsweep, or rewrite it with qemu-img convert`);
+		throw unsupported(
+			`uses qcow2 features that vmsweep doesn't know: ${names.join(", ")}. Use a newer vmsweep, or rewrite it with qemu-img convert`,
+		);
 	}
 	const has = (bit: number): boolean => (incompatible & bit) !== 0;
 	if (v2.cryptMethod !== 0) {
 		const method = v2.cryptMethod === 1 ? "AES" : v2.cryptMethod === 2 ? "LUKS" : `method ${v2.cryptMethod}`;
-		throw unsupported(`is encrypted (${method}); what is used in it can't be read without its key. Serve it opened by qemu-nbd, and name that NBD address`);
+		throw unsupported(
+			`is encrypted (${method}); what is used in it can't be read without its key. Serve it opened by qemu-nbd, and name that NBD address`,
+		);
 	}
 	// Without its feature bit the byte belongs to a longer header of the future, or is padding.
 	const compressionType = headerLength > layout.HEADER_V3_LENGTH_MIN ? (v3?.compressionType ?? 0) : 0;

@@ -96,8 +96,8 @@ export class MappingTables {
 	}
 
 	#plainRun(table: DataView, tableStart: number, at: number, end: number): StoredRun {
-		const { clusterSize, clusterBits } = this.#header;
-		let index = (at - tableStart) >>> clusterBits;
+		const { clusterSize } = this.#header;
+		let index = Math.floor((at - tableStart) / clusterSize); // up to 512 GiB: no shift
 		let clusterStart = tableStart + index * clusterSize;
 		const first = this.#plainEntry(table, index, clusterStart);
 		if (first.kind === "compressed") return this.#compressedRun(table, index * ENTRY_BYTES, clusterStart, at, end);
@@ -146,9 +146,9 @@ export class MappingTables {
 
 	/** Subclusters: the first bitmap says which are stored, the second which read as zeros. */
 	#extendedRun(table: DataView, tableStart: number, at: number, end: number): StoredRun {
-		const { clusterSize, clusterBits } = this.#header;
+		const { clusterSize } = this.#header;
 		const subclusterSize = clusterSize / SUBCLUSTERS;
-		let index = (at - tableStart) >>> clusterBits;
+		let index = Math.floor((at - tableStart) / clusterSize); // up to 512 GiB: no shift
 		let clusterStart = tableStart + index * clusterSize;
 		const first = this.#extendedEntry(table, index, clusterStart);
 		if (first === undefined) return this.#compressedRun(table, index * 2 * ENTRY_BYTES, clusterStart, at, end);

@@ -222,7 +222,7 @@ class Verifier {
 	#damaged(what: string): VmsweepError {
 		return new VmsweepError(
 			"IMAGE_DAMAGED",
-			`${this.#path}: ${what}. Nothing was changed. Repair it first: qemu-img check -r all ${this.#path}.`,
+			`${this.#path}: ${what}. Nothing was changed. Restore it from a copy, or see what qemu-img check ${this.#path} says.`,
 		);
 	}
 }
