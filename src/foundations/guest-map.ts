@@ -80,6 +80,11 @@ export interface FileSystemMap {
 	readonly usedBytes: ByteCount | null;
 	readonly freeBytes: ByteCount | null;
 	readonly kept: string | null;
+	/**
+	 * A hibernated system lies in this volume: it goes on from there, with memory that may know more than any volume of
+	 * the disk shows.
+	 */
+	readonly isAsleep?: boolean;
 	readonly warnings: readonly string[];
 	/**
 	 * What counts as used, but whose content provably nobody will read: inode tables that were never initialised, the

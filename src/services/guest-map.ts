@@ -34,6 +34,8 @@ export interface GuestMapOptions {
 /** A volume with what its reader found out. */
 interface Found {
 	readonly volume: VolumeMap;
+	/** See {@link FileSystemMap.isAsleep}. */
+	readonly isAsleep: boolean;
 	readonly content: Content;
 	readonly areas: readonly Area[];
 	readonly children: readonly Found[];
@@ -46,7 +48,7 @@ interface Found {
 export async function readGuestMap(disk: ByteSource, options: GuestMapOptions = {}): Promise<GuestMap> {
 	const meter = metered(disk, byteCount(Number.MAX_SAFE_INTEGER));
 	const { table, volumes, warnings, identity } = await identifyVolumes(meter);
-	const found = await readAll(meter, volumes, options);
+	const found = keptForSleeper(await readAll(meter, volumes, options));
 	const pieces = piecesOf(found);
 	return {
 		size: disk.size,
@@ -59,6 +61,24 @@ export async function readGuestMap(disk: ByteSource, options: GuestMapOptions = 
 		reads: meter.reads,
 	};
 }
+
+/** A hibernated system has all its file systems in memory, not only the one in which it sleeps. */
+function keptForSleeper(found: readonly Found[]): readonly Found[] {
+	const sleeper = allFound(found).find(({ isAsleep }) => isAsleep);
+	if (sleeper === undefined) return found;
+	const why = `a hibernated system lies in ${sleeper.volume.id}; start the guest and shut it down`;
+	const keep = (each: Found): Found => {
+		const children = each.children.map(keep);
+		const { neverUsedBytes: _, ...facts } = each.volume;
+		const volume = { ...facts, children: children.map((child) => child.volume) };
+		if (volume.kept !== null) return { ...each, volume, children };
+		const content = { id: volume.id, known: 0, freeRuns: () => [], neverUsed: undefined };
+		return { ...each, volume: { ...volume, usedBytes: null, freeBytes: null, kept: why }, content, children };
+	};
+	return found.map(keep);
+}
+
+const allFound = (found: readonly Found[]): Found[] => found.flatMap((each) => [each, ...allFound(each.children)]);
 
 async function readAll(
 	disk: ByteSource,
@@ -80,7 +100,7 @@ async function readVolume(disk: ByteSource, identified: IdentifiedVolume, option
 	try {
 		const map = await fileSystemReaders.get(identified.type)!(source, { vmOff: options.vmOff ?? false });
 		if (map === null) return keptWhole(identified, "unknown", "its superblock disappeared while it was read");
-		const { freeRuns, neverUsed, size: covered, ...facts } = map;
+		const { freeRuns, neverUsed, size: covered, isAsleep = false, ...facts } = map;
 		const { id, offset, size, areas } = identified;
 		const neverUsedBytes = neverUsed === undefined || map.kept !== null ? 0 : neverUsed.bytes;
 		return {
@@ -92,6 +112,7 @@ async function readVolume(disk: ByteSource, identified: IdentifiedVolume, option
 				...(neverUsedBytes > 0 ? { neverUsedBytes: byteCount(neverUsedBytes) } : {}),
 				children: [],
 			},
+			isAsleep,
 			content: { id, known: map.kept === null ? covered : 0, freeRuns, neverUsed },
 			areas,
 			children: [],
@@ -130,6 +151,7 @@ async function readPhysicalVolume(
 			freeBytes: byteCount(freeBytes),
 			kept,
 		},
+		isAsleep: false,
 		content: { id, known: size, freeRuns, neverUsed: undefined },
 		areas: identified.areas,
 		children,
@@ -157,6 +179,7 @@ function keptWhole(identified: IdentifiedVolume, type: string, kept: string): Fo
 	} as const;
 	return {
 		volume: { id, offset, size, type, uuid, label, ...unknown, kept },
+		isAsleep: false,
 		content: { id, known: 0, freeRuns: () => [], neverUsed: undefined },
 		areas,
 		children: [],

@@ -74,6 +74,40 @@ describe("swap", () => {
 	});
 });
 
+test("a system that sleeps in swap keeps all other volumes of its disk", async (t) => {
+	if (!requireTool(t, "mkswap", "sgdisk", "mke2fs", "mkfs.btrfs")) return;
+	await using folder = await temporaryFolder();
+	const [disk, part] = [folder.file("disk"), folder.file("part")];
+	await runOk("truncate", ["-s", "330M", disk]);
+	await runOk("sgdisk", ["-n", "1:2048:+100M", "-n", "2:0:+16M", "-n", "3:0:+200M", disk]);
+	const put = async (at: number, size: string, ...make: readonly [string, ...string[]]): Promise<void> => {
+		await runOk("truncate", ["-s", "0", part]);
+		await runOk("truncate", ["-s", size, part]);
+		await runOk(make[0], [...make.slice(1), part]);
+		await runOk("dd", [`if=${part}`, `of=${disk}`, "bs=1M", `seek=${at}`, "conv=notrunc,sparse", "status=none"]);
+	};
+	await put(1, "100M", "mke2fs", "-q", "-F", "-t", "ext4");
+	await put(101, "16M", "mkswap", "-q");
+	await put(117, "200M", "mkfs.btrfs", "-q", "-f");
+	const awake = await mapVolume(disk, { vmOff: true });
+	assert.deepEqual(
+		awake.volumes.map(({ type, kept }) => [type, kept]),
+		[
+			["ext4", null],
+			["swap", null],
+			["btrfs", null],
+		],
+	);
+	await patch(disk, 101 * 2 ** 20 + 4086, "S1SUSPEND\0");
+	const { volumes, extents } = await mapVolume(disk, { vmOff: true });
+	for (const { id, kept } of volumes)
+		assert.match(
+			kept!,
+			id === "p2" ? /a hibernated system lies in it/ : /a hibernated system lies in p2; start the guest/,
+		);
+	for (const { state, neverUsed } of extents) assert.ok(state !== "free" && neverUsed === undefined);
+});
+
 describe("full by nature", () => {
 	const makers: Readonly<Record<string, { tool: string; argumentsOf: (image: string, content: string) => string[] }>> =
 		{

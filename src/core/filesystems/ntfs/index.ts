@@ -35,8 +35,9 @@ export async function readNtfs(volume: ByteSource): Promise<FileSystemMap | null
 		const record = await files.record(SystemFile.volume);
 		identity = { ...identity, label: labelOf(record) };
 		const log = await readLogState(files);
-		const open = whyMarkedOpen(record) ?? (log.kind === "open" ? log.why : null) ?? (await whyHibernated(files));
-		if (open !== null) return keptWhole(identity, "dirty", volume, open);
+		const asleep = await whyHibernated(files);
+		const open = whyMarkedOpen(record) ?? (log.kind === "open" ? log.why : null) ?? asleep;
+		if (open !== null) return { ...keptWhole(identity, "dirty", volume, open), isAsleep: asleep !== null };
 		await checkMirror(files);
 		const shadowed = await whyShadowed(volume);
 		if (shadowed !== null) return keptWhole(identity, "clean", volume, shadowed);

@@ -44,7 +44,7 @@ export async function readSwap(volume: ByteSource, { vmOff }: ReadOptions): Prom
 	const identity = await identify(volume, signature);
 	const keep = (why: string): FileSystemMap => keptWhole(identity, "clean", volume, why);
 	try {
-		if (found.some(({ text }) => SIGNATURES_HIBERNATED.includes(text))) return keep(HIBERNATED);
+		if (found.some(({ text }) => SIGNATURES_HIBERNATED.includes(text))) return { ...keep(HIBERNATED), isAsleep: true };
 		if (found.length > 1) return keep("it has the signatures of two page sizes; run mkswap in the guest");
 		if (signature.text === SIGNATURE_OLD) return keep("it is swap of the format before Linux 2.2");
 		const size = await sizeOf(volume, signature.pageSize);
