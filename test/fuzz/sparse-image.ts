@@ -9,13 +9,22 @@ const PAGE = 4096;
 const WINDOW = 1 << 20;
 
 export class SparseImage {
-	readonly size: number;
+	readonly #sizeBefore: number;
+	#size: number;
 	readonly #pages = new Map<number, Uint8Array>();
 	/** Pages as they were before the first change; undefined where there was none. */
 	readonly #before = new Map<number, Uint8Array | undefined>();
 
 	private constructor(size: number) {
-		this.size = size;
+		this.#sizeBefore = size;
+		this.#size = size;
+	}
+
+	/** An image with these bytes. */
+	static of(bytes: Uint8Array): SparseImage {
+		const image = new SparseImage(bytes.length);
+		image.#take(0, bytes);
+		return image;
 	}
 
 	static async load(path: string): Promise<SparseImage> {
@@ -26,15 +35,16 @@ export class SparseImage {
 			const window = new Uint8Array(WINDOW);
 			for (let at = 0; at < size; at += WINDOW) {
 				const { bytesRead } = await file.read(window, 0, WINDOW, at);
-				for (let page = 0; page < bytesRead; page += PAGE) {
-					const bytes = window.subarray(page, Math.min(page + PAGE, bytesRead));
-					if (bytes.some((byte) => byte !== 0)) image.#pages.set((at + page) / PAGE, padded(bytes));
-				}
+				image.#take(at, window.subarray(0, bytesRead));
 			}
 			return image;
 		} finally {
 			await file.close();
 		}
+	}
+
+	get size(): number {
+		return this.#size;
 	}
 
 	read(at: number, into: Uint8Array): void {
@@ -69,8 +79,14 @@ export class SparseImage {
 		}
 	}
 
+	/** Cuts the image, or adds a hole. */
+	resize(size: number): void {
+		this.#size = size;
+	}
+
 	/** Takes all changes back. */
 	undo(): void {
+		this.#size = this.#sizeBefore;
 		for (const [page, bytes] of this.#before)
 			if (bytes === undefined) this.#pages.delete(page);
 			else this.#pages.set(page, bytes);
@@ -80,6 +96,14 @@ export class SparseImage {
 	/** Positions of all pages that hold anything. */
 	pages(): number[] {
 		return [...this.#pages.keys()].sort((a, b) => a - b).map((page) => page * PAGE);
+	}
+
+	/** Keeps the pages of `bytes` that hold anything; `at` is at a page's start. */
+	#take(at: number, bytes: Uint8Array): void {
+		for (let from = 0; from < bytes.length; from += PAGE) {
+			const page = bytes.subarray(from, from + PAGE);
+			if (page.some((byte) => byte !== 0)) this.#pages.set((at + from) / PAGE, padded(page));
+		}
 	}
 
 	/** A source that notes what is read, and refuses to be read more than `limit` times. */

@@ -3,8 +3,10 @@
 //   pack   | checkpoint | payload: bitmaps | orphans … | summaries: journals | checkpoint |
 //            version v                                                         version v     both: the pack is whole
 //
-// After a clean unmount nothing behind the checkpoint counts. After a crash, nodes written by fsync are found by their
-// chain, and their blocks are free in the checkpoint's own tables: such a volume is kept (docs/live-safety.md).
+// An fsync writes nodes without a checkpoint. They are found by their chain at the next mount, and their blocks and those
+// of their files are free in the checkpoint's own tables. So a volume counts as unmounted only where its checkpoint says
+// so *and* no such chain begins behind it: mounting writes nothing, and the mark of the last unmount stays on a volume
+// that is in use again, until its first checkpoint (docs/live-safety.md).
 
 import { crc32From } from "../../../foundations/crc.ts";
 import { VmsweepError } from "../../../foundations/errors.ts";
@@ -23,6 +25,7 @@ import {
 	F2FS_MAGIC,
 	JOURNAL_BYTES,
 	LOG_COUNT,
+	NodeFooter,
 	SIT_JOURNAL_HEAD,
 	SIT_JOURNAL_MAX,
 	SitEntry,
@@ -45,23 +48,47 @@ const unsupported = (what: string): VmsweepError => new VmsweepError("VOLUME_UNS
 
 const hasFlag = (pack: Pack, flag: number): boolean => (pack.record.flags & flag) !== 0;
 
-/** True where the volume was unmounted cleanly. */
+/** True where the volume was unmounted cleanly, as far as the checkpoint knows; see {@link wasSyncedSince}. */
 export const isUnmounted = (pack: Pack): boolean => hasFlag(pack, CheckpointFlag.unmounted);
 
-/** Finds the valid pack with the higher version. Throws VOLUME_DAMAGED where there is none. */
+/**
+ * Finds the pack with the higher version; the first, where both have the same, as kernel and tools do. Throws
+ * VOLUME_DAMAGED unless both are valid.
+ *
+ * A kernel goes back to the older pack where the newer one is torn. But then the volume was in use when it stopped, or
+ * what the newer one said is lost; and f2fs-tools write their tables in place, so that their older pack has the same
+ * version and is of the past. A mount that changes anything writes the damaged pack anew.
+ */
 export async function readCheckpoint(volume: ByteSource, geometry: Geometry): Promise<Pack> {
-	const packs: Pack[] = [];
-	for (const at of [geometry.checkpointAt, geometry.checkpointAt + BLOCKS_PER_SEGMENT]) {
-		const pack = await readPack(volume, geometry, at);
-		if (pack !== null) packs.push(pack);
-	}
-	const [first, second] = packs;
-	if (first === undefined) throw damaged("it has no valid checkpoint");
-	return second !== undefined && second.record.version > first.record.version ? second : first;
+	const first = await readPack(volume, geometry, geometry.checkpointAt);
+	const second = await readPack(volume, geometry, geometry.checkpointAt + BLOCKS_PER_SEGMENT);
+	if (first === null && second === null) throw damaged("it has no valid checkpoint");
+	if (first === null || second === null)
+		throw new VmsweepError(
+			"VOLUME_DAMAGED",
+			"one of its two checkpoints is damaged or missing; mount and unmount it, then try again",
+		);
+	return second.record.version > first.record.version ? second : first;
+}
+
+/**
+ * True where nodes were written after the checkpoint: the volume was mounted again, and a recovery may find what it
+ * synced, whatever the flags say (`find_fsync_dnodes` of fs/f2fs/recovery.c). It goes along the chain of nodes that
+ * begins at the next free block of the log of warm nodes, as long as they carry the checkpoint's version. Part of their
+ * `cp_ver` is the checkpoint's checksum, depending on flags (`is_recoverable_dnode`); less is compared here, so never
+ * fewer chains are found.
+ */
+export async function wasSyncedSince(volume: ByteSource, geometry: Geometry, { record }: Pack): Promise<boolean> {
+	const { version, warmNodeSegment, warmNodeBlock } = record;
+	if (warmNodeSegment >= geometry.mainSegments || warmNodeBlock >= BLOCKS_PER_SEGMENT)
+		throw damaged(`its log of warm nodes goes on at block ${warmNodeBlock} of segment ${warmNodeSegment}`);
+	const block = geometry.mainAt + warmNodeSegment * BLOCKS_PER_SEGMENT + warmNodeBlock;
+	const footer = await readBytes(volume, byteOffset((block + 1) * F2FS_BLOCK - NodeFooter.size), NodeFooter.size);
+	return NodeFooter.read.checkpointVersionLow(viewOf(footer), 0) === version % 2 ** 32;
 }
 
 /** Throws VOLUME_UNSUPPORTED unless the checkpoint's tables are the whole truth about the volume. */
-export function checkState(pack: Pack): void {
+export function checkState(pack: Pack, syncedSince: boolean): void {
 	if (hasFlag(pack, CheckpointFlag.error) || hasFlag(pack, CheckpointFlag.needsCheck))
 		throw unsupported("it recorded errors; run fsck.f2fs");
 	if (hasFlag(pack, CheckpointFlag.resizing)) throw unsupported("it is being resized; let that finish, then try again");
@@ -70,6 +97,10 @@ export function checkState(pack: Pack): void {
 	if (!isUnmounted(pack))
 		throw unsupported(
 			"it was not unmounted, and files may have been synced since its last checkpoint; mount and unmount it, then try again",
+		);
+	if (syncedSince)
+		throw unsupported(
+			"it was mounted again since it was unmounted, and files were synced; mount and unmount it, then try again",
 		);
 }
 
@@ -116,20 +147,25 @@ async function readPack(volume: ByteSource, geometry: Geometry, at: number): Pro
 	if (!Number.isSafeInteger(record.version)) throw unsupported("its checkpoints' versions are larger than 2^53");
 	if (record.sitBitmapBytes !== geometry.sitBlocks / 8 || record.natBitmapBytes !== geometry.natBlocks / 8)
 		throw damaged(`its checkpoint has bitmaps of ${record.sitBitmapBytes} and ${record.natBitmapBytes} bytes`);
-	const bitmapAt = sitBitmapAt(geometry, record);
-	const end = bitmapAt < F2FS_BLOCK ? record.checksumOffset : head.length;
-	const checksumEnd = record.checksumOffset + 4;
-	const behindChecksum = bitmapAt >= checksumEnd && bitmapAt < F2FS_BLOCK;
-	const bitmapEnd = bitmapAt + record.sitBitmapBytes;
-	if (bitmapEnd > (behindChecksum ? F2FS_BLOCK : end)) throw damaged("its checkpoint has no room for its bitmaps");
-	return { at, record, sitBitmap: head.slice(bitmapAt, bitmapEnd) };
+	const sitBitmap = sitBitmapIn(head, record);
+	return { at, record, sitBitmap };
 }
 
-/** Where the SIT's bitmap lies in a pack (`__bitmap_ptr`). */
-function sitBitmapAt(geometry: Geometry, record: Pack["record"]): number {
-	// With a large NAT bitmap, the checksum comes first, then the NAT's, then the SIT's.
-	if ((record.flags & CheckpointFlag.largeNatBitmap) !== 0) return CHECKPOINT_BITMAP_AT + 4 + record.natBitmapBytes;
-	return geometry.checkpointPayload > 0 ? F2FS_BLOCK : CHECKPOINT_BITMAP_AT;
+/** The SIT's bitmap in a pack's first blocks (`__bitmap_ptr` of fs/f2fs/f2fs.h). */
+function sitBitmapIn(head: Uint8Array, { flags, checksumOffset, sitBitmapBytes, natBitmapBytes }: Pack["record"]) {
+	const hasPayload = head.length > F2FS_BLOCK;
+	let at = hasPayload ? F2FS_BLOCK : CHECKPOINT_BITMAP_AT;
+	let end = hasPayload ? head.length : checksumOffset;
+	if ((flags & CheckpointFlag.largeNatBitmap) !== 0) {
+		// The checksum comes first, then the NAT's bitmap, then the SIT's; both may reach into the payload. mkfs.f2fs
+		// before 1.13 had no place for the checksum there, so that all bits lay elsewhere; kernels refuse that, too.
+		if (checksumOffset !== CHECKPOINT_BITMAP_AT)
+			throw unsupported("it has the bitmaps of mkfs.f2fs before 1.13; a newer fsck.f2fs repairs that");
+		at = CHECKPOINT_BITMAP_AT + 4 + natBitmapBytes;
+		end = head.length;
+	}
+	if (at + sitBitmapBytes > end) throw damaged("its checkpoint has no room for its bitmaps");
+	return head.slice(at, at + sitBitmapBytes);
 }
 
 /** The checksum covers the block up to itself, and what lies behind it where it is not at the end. */

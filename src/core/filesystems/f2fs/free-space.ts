@@ -41,10 +41,12 @@ export async function readSegments(volume: ByteSource, geometry: Geometry, pack:
 	const take = (block: number, bytes: Uint8Array): void => {
 		const first = block * SIT_ENTRIES_PER_BLOCK;
 		const end = Math.min(first + SIT_ENTRIES_PER_BLOCK, geometry.mainSegments);
+		const entries: Uint8Array[] = [];
 		for (let segment = first; segment < end; segment++) {
 			const at = (segment - first) * SitEntry.size;
-			segments.take(segment, journal.get(segment) ?? bytes.subarray(at, at + SitEntry.size));
+			entries.push(journal.get(segment) ?? bytes.subarray(at, at + SitEntry.size));
 		}
+		segments.take(first, entries);
 	};
 	const requests = requestsFor(geometry, pack);
 	let next = 0;
@@ -73,9 +75,10 @@ function requestsFor({ sitAt, sitBlocks, mainSegments }: Geometry, { sitBitmap }
 	return requests;
 }
 
+const MAP_BYTES = BLOCKS_PER_SEGMENT / 8;
+
 class SegmentCollector {
 	readonly used: UsedBitmap;
-	readonly #map = new Uint8Array(BLOCKS_PER_SEGMENT / 8);
 	#nodeBlocks = 0;
 	#blocks = 0;
 
@@ -83,18 +86,24 @@ class SegmentCollector {
 		this.used = new UsedBitmap(segmentCount * BLOCKS_PER_SEGMENT);
 	}
 
-	take(segment: number, entry: Uint8Array): void {
-		const view = viewOf(entry);
-		const validBlocks = SitEntry.read.validBlocks(view, 0);
+	/** Takes the entries of neighbours, from segment `first` on; all of a block at once, as each step costs a page's bits. */
+	take(first: number, entries: readonly Uint8Array[]): void {
+		const maps = new Uint8Array(entries.length * MAP_BYTES);
+		for (const [index, entry] of entries.entries())
+			this.#takeOne(first + index, entry, maps.subarray(index * MAP_BYTES, (index + 1) * MAP_BYTES));
+		this.used.copyFrom(first * BLOCKS_PER_SEGMENT, entries.length * BLOCKS_PER_SEGMENT, maps);
+	}
+
+	#takeOne(segment: number, entry: Uint8Array, map: Uint8Array): void {
+		const validBlocks = SitEntry.read.validBlocks(viewOf(entry), 0);
 		const count = validBlocks & 0x3ff;
 		const log = validBlocks >>> 10;
-		for (let i = 0; i < this.#map.length; i++) this.#map[i] = reversed[entry[SitEntry.offset.validMap + i]!]!;
-		const inMap = BLOCKS_PER_SEGMENT - countZeroBits(this.#map, BLOCKS_PER_SEGMENT);
+		for (let i = 0; i < MAP_BYTES; i++) map[i] = reversed[entry[SitEntry.offset.validMap + i]!]!;
+		const inMap = BLOCKS_PER_SEGMENT - countZeroBits(map, BLOCKS_PER_SEGMENT);
 		if (count !== inMap || log >= LOG_COUNT)
 			throw damaged(`its segment ${segment} of log ${log} says ${count} valid blocks, its bitmap ${inMap}`);
 		this.#blocks += count;
 		if (log >= FIRST_NODE_LOG) this.#nodeBlocks += count;
-		this.used.copyFrom(segment * BLOCKS_PER_SEGMENT, BLOCKS_PER_SEGMENT, this.#map);
 	}
 
 	check({ record }: Pack): void {

@@ -1,6 +1,7 @@
 // F2FS on one device: what such a volume uses and what is free in it, from its own metadata alone.
 //
 //   superblock ─▶ newer checkpoint: unmounted? ─▶ SIT, with the checkpoint's journal ─▶ bit per block of the main area
+//                 nothing synced since?
 //
 // Free is what no valid bit stands for in the main area of a volume that was unmounted cleanly. Everything in front of
 // the main area is metadata and kept, used or not; so is what lies behind it.
@@ -10,7 +11,7 @@ import type { FileSystemMap, VolumeState } from "../../../foundations/guest-map.
 import type { ByteSource } from "../../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
 import type { UsedBitmap } from "../used-bitmap.ts";
-import { checkState, isUnmounted, readCheckpoint } from "./checkpoint.ts";
+import { checkState, isUnmounted, readCheckpoint, wasSyncedSince } from "./checkpoint.ts";
 import { readSegments } from "./free-space.ts";
 import { F2FS_BLOCK } from "./layout.ts";
 import { type Geometry, identify, openVolume, readSuperblocks } from "./open.ts";
@@ -26,8 +27,9 @@ export async function readF2fs(volume: ByteSource): Promise<FileSystemMap | null
 	try {
 		const geometry = openVolume(superblocks, volume.size);
 		const pack = await readCheckpoint(volume, geometry);
-		state = isUnmounted(pack) ? "clean" : "dirty";
-		checkState(pack);
+		const syncedSince = await wasSyncedSince(volume, geometry, pack);
+		state = isUnmounted(pack) && !syncedSince ? "clean" : "dirty";
+		checkState(pack, syncedSince);
 		return describe(geometry, await readSegments(volume, geometry, pack));
 	} catch (error) {
 		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;

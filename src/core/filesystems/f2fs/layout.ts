@@ -47,6 +47,9 @@ export const GEOMETRY_BYTES = 0x7c;
 export const Checkpoint = struct("f2fs_checkpoint", F2FS_BLOCK, {
 	version: u64le(0x0),
 	validBlockCount: u64le(0x10),
+	/** `cur_node_segno[1]` and `cur_node_blkoff[1]`: where `CURSEG_WARM_NODE`, the log of files' nodes, goes on. */
+	warmNodeSegment: u32le(0x28),
+	warmNodeBlock: u16le(0x46),
 	flags: u32le(0x84),
 	packBlockCount: u32le(0x88),
 	packStartSummary: u32le(0x8c),
@@ -59,6 +62,12 @@ export const Checkpoint = struct("f2fs_checkpoint", F2FS_BLOCK, {
 export const CHECKPOINT_BITMAP_AT = 0xc0;
 /** Highest place of a checkpoint's checksum, `CP_CHKSUM_OFFSET`. */
 export const CHECKPOINT_CHECKSUM_MAX = F2FS_BLOCK - 4;
+
+/** The end of each node block, `node_footer`. */
+export const NodeFooter = struct("node_footer", 24, {
+	/** Low half of `cp_ver`: the version of the checkpoint after which the node was written. */
+	checkpointVersionLow: u32le(0xc),
+});
 
 /** Checkpoint flags. */
 export const CheckpointFlag = {

@@ -103,8 +103,8 @@ export function openVolume(copies: readonly Uint8Array[], volumeSize: ByteCount)
 		const warning = `one of its two superblocks is damaged: ${outcomes.find(({ error }) => error !== undefined)!.error!.message}`;
 		return { ...first.geometry, warnings: [warning] };
 	}
-	const same = [...identityBytes(first.raw)].every((byte, at) => byte === identityBytes(second.raw)[at]);
-	if (!same) throw damaged("its two superblocks differ; run fsck.f2fs");
+	const [mine, other] = [identityBytes(first.raw), identityBytes(second.raw)];
+	if (!mine.every((byte, at) => byte === other[at])) throw damaged("its two superblocks differ; run fsck.f2fs");
 	return first.geometry;
 }
 
