@@ -1,8 +1,7 @@
 // Convert: copies what the guest uses of an image into a new one. What its file systems prove free stays behind.
 //
-//   source ─► guest map ─► kept runs ─► those with data ─► pieces ─┬─► read ─► leave zeros out ─► write ┐
-//             (droppable.ts)                                       └─► copied by the kernel (raw → raw)  ├─► target
-//                                                                      several under way at once ────────┘
+//   source ─► guest map ─► kept runs ─► those with data ─► pieces ─► read ─► leave free blocks and zeros out ─► target
+//             (droppable.ts)            (in whole granules)          several under way at once (copy-pieces.ts)
 //
 // Invariants
 //  - what is not proven free is copied; blocks that are left out read as zeros in the target
@@ -16,7 +15,7 @@ import { allVolumes, type GuestMap, type VolumeMap } from "../foundations/guest-
 import { byteOffset, roundDown, roundUp } from "../foundations/units.ts";
 import { copyPieces } from "./convert/copy-pieces.ts";
 import { openTarget, type TargetOptions } from "./convert/open-target.ts";
-import type { ConvertTarget, Piece } from "./convert/target.ts";
+import { aboutTarget, type ConvertTarget, type Piece } from "./convert/target.ts";
 import { type DropPolicy, droppableRuns, whyKept } from "./droppable.ts";
 import { readGuestMap } from "./guest-map.ts";
 import { openNamedImage } from "./named-image.ts";
@@ -61,17 +60,20 @@ export interface ConvertReport {
  */
 export async function convertImage(source: string, target: string, options: ConvertOptions): Promise<ConvertReport> {
 	await using image = await openNamedImage(source);
-	options.onProgress?.({ step: "reading the guest's file systems", done: 0, total: null });
-	const map = await readGuestMap(image, { vmOff: options.vmOff });
-	await checkpoint(options.signal, stopped(target));
-	const copy = await openTarget(target, image, options);
+	// Before the long work: what is wrong with the target shows at once.
+	const copy = await openTarget(target, image, options).catch((error: unknown) => {
+		throw aboutTarget(error);
+	});
 	try {
+		options.onProgress?.({ step: "reading the guest's file systems", done: 0, total: null });
+		const map = await readGuestMap(image, { vmOff: options.vmOff });
+		await checkpoint(options.signal, stopped(copy));
 		const copiedBytes = await copyKept(image, map, copy, target, options);
 		await copy.finish();
 		return await reportOf(image, map, copy, { target, copiedBytes }, options);
 	} catch (error) {
 		await copy.abandon();
-		throw error;
+		throw aboutTarget(error);
 	}
 }
 
@@ -87,17 +89,25 @@ async function copyKept(
 	let total = 0;
 	for (const { start, end } of keptRuns(map, options, granule)) total += end - start;
 	let done = 0;
+	/** After each piece: a volume that is kept whole is one run, however large it is. */
+	const passed = (bytes: number): void => {
+		done += bytes;
+		onProgress?.({ step: `copying to ${name}`, done, total });
+		if (signal?.aborted) throw new VmsweepError("INTERRUPTED", stopped(target));
+	};
 	async function* pieces(): AsyncGenerator<Piece> {
 		for (const kept of keptRuns(map, options, granule)) {
-			for await (const data of dataIn(image, kept, granule)) yield data;
-			done += kept.end - kept.start;
-			if (signal?.aborted) throw new VmsweepError("INTERRUPTED", stopped(name));
+			let empty = kept.end - kept.start;
+			for await (const data of dataIn(image, kept, granule)) {
+				empty -= data.end - data.start;
+				yield data;
+			}
+			passed(empty);
 		}
 	}
-	const step = `copying to ${name}`;
-	const onPiece = (): void => onProgress?.({ step, done, total });
-	const copiedBytes = await copyPieces(image, pieces(), target, onPiece);
-	await checkpoint(signal, stopped(name));
+	const free = droppableRuns(map, options);
+	const copiedBytes = await copyPieces(image, target, { pieces: pieces(), free, onCopied: passed });
+	await checkpoint(signal, stopped(target));
 	return copiedBytes;
 }
 
@@ -158,5 +168,4 @@ async function reportOf(
 	};
 }
 
-const stopped = (target: string): string =>
-	`stopped before the end; nothing of ${target} is left. Run the same command again.`;
+const stopped = ({ left }: ConvertTarget): string => `stopped before the end; ${left}. Run the same command again.`;

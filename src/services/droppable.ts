@@ -51,13 +51,20 @@ export function* droppableRuns(map: GuestMap, policy: DropPolicy): Generator<Dro
 /** Longest run that is handled in one call, in bytes: bounds how long an interruption waits. */
 const UNITS_BYTES_MAX = 1024 * 1024 * 1024;
 
-/** The whole units of `unit` bytes in the droppable runs, as runs of at most 1 GiB. */
+/**
+ * The whole units of `unit` bytes in the droppable runs, as runs of at most 1 GiB. A unit in which two volumes meet (the
+ * end of a logical volume and the free extents behind it) counts as the latter's.
+ */
 export function* wholeUnits(map: GuestMap, policy: DropPolicy, unit: number): Generator<DroppableRun> {
+	let joined = { from: 0, to: 0 };
 	for (const run of droppableRuns(map, policy)) {
+		// What is left of the runs before may make up a unit with the beginning of this one.
+		joined = { from: run.start === joined.to ? joined.from : run.start, to: run.end };
 		// The last unit of a disk may be short.
 		const end = run.end === map.size ? run.end : roundDown(run.end, unit);
-		for (let start = roundUp(run.start, unit); start < end; start += UNITS_BYTES_MAX)
+		for (let start = roundUp(joined.from, unit); start < end; start += UNITS_BYTES_MAX)
 			yield { start, end: Math.min(end, start + UNITS_BYTES_MAX), volume: run.volume };
+		joined.from = Math.max(joined.from, end);
 	}
 }
 

@@ -10,20 +10,14 @@
 
 import { realpath, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
-import type {
-	DiskFormat,
-	DiskImage,
-	ImagePart,
-	InternalSnapshot,
-	SweepableImage,
-} from "../adapters/images/disk-image.ts";
+import type { DiskFormat, DiskImage, ImagePart, InternalSnapshot } from "../adapters/images/disk-image.ts";
 import { isVmsweepError } from "../foundations/errors.ts";
 import { allVolumes, type Extent, type GuestMap, type VolumeMap } from "../foundations/guest-map.ts";
 import { byteOffset } from "../foundations/units.ts";
 import { diskJsonPath, secondImageRecordPath } from "./disk-paths.ts";
 import { type DropPolicy, whyKept } from "./droppable.ts";
 import { readGuestMap } from "./guest-map.ts";
-import { openNamedForPrediction, openNamedImage } from "./named-image.ts";
+import { openNamedForPrediction } from "./named-image.ts";
 import { checkNoOverlay } from "./overlays.ts";
 import { type Prediction, predict, type ReclaimableArea } from "./prediction.ts";
 import { checkpoint, type LongRunning, Turns } from "./progress.ts";
@@ -68,7 +62,7 @@ export interface ExplainedVolume {
 	readonly freeNotHeldBytes: number;
 	readonly unknownHeldBytes: number;
 	readonly unknownNotHeldBytes: number;
-	/** Host bytes that a sweep would give back; null where the image's format is not swept in place. */
+	/** Host bytes that a sweep would give back; null where the image isn't swept in place. */
 	readonly reclaimableBytes: number | null;
 	/** Why a sweep would keep the whole volume; null where it wouldn't. */
 	readonly kept: string | null;
@@ -85,7 +79,10 @@ export interface Explanation {
 	readonly shares: readonly Share[];
 	/** Those inside others follow them. */
 	readonly volumes: readonly ExplainedVolume[];
-	/** Exactly what `sweep --dry-run` says; null where the format is not swept in place. */
+	/**
+	 * Exactly what `sweep --dry-run` says, for a vmsweep disk what `clean` would drop; null where the format is not swept
+	 * in place, or this image can't be.
+	 */
 	readonly reclaimableBytes: number | null;
 	/** The largest areas that a sweep would give back, largest first. */
 	readonly largest: readonly ReclaimableArea[];
@@ -105,39 +102,41 @@ export interface Explanation {
 export async function explainImage(name: string, options: ExplainOptions): Promise<Explanation> {
 	const disk = await diskOf(name);
 	if (disk !== undefined) return await explainDisk(disk, options);
-	return await explainFile(name, options);
+	return await explainFile(name, options, (map) => map);
 }
 
-async function explainFile(name: string, options: ExplainOptions): Promise<Explanation> {
+/** `swept`: what a sweep sees of the map, or whoever else is to give space back. */
+async function explainFile(
+	name: string,
+	options: ExplainOptions,
+	swept: (map: GuestMap) => GuestMap,
+): Promise<Explanation> {
 	options.onProgress?.({ step: "reading the guest's file systems", done: 0, total: null });
-	const sweepable = await openNamedForPrediction(name);
-	await using image: DiskImage = sweepable ?? (await openNamedImage(name));
+	const { image, sweepable, whyNot } = await openNamedForPrediction(name);
+	await using _image = image;
+	const overlay = await checkNoOverlay(name, []).catch((error: unknown) => error);
+	const refusal = isVmsweepError(overlay, "IMAGE_HAS_OVERLAY") ? overlay.message : whyNot;
 	const map = await readGuestMap(image, { vmOff: options.vmOff });
 	const sums = await sumUp(image, map, options);
-	const prediction = sweepable === undefined ? undefined : await predictSweep(sweepable, map, options);
+	const snapshotBytes = (await sweepable?.snapshotBytes()) ?? 0;
+	const { signal, onProgress } = options;
+	const isSwept = sweepable !== undefined && refusal === null;
+	const prediction = isSwept ? await predict(sweepable, swept(map), options, { signal, onProgress }) : undefined;
 	const hostBytes = await image.allocatedBytes();
-	const notes = [...image.warnings, ...map.warnings];
-	const overlay = await checkNoOverlay(name, []).catch((error: unknown) => error);
-	if (isVmsweepError(overlay, "IMAGE_HAS_OVERLAY")) notes.push(overlay.message);
 	return {
 		image: name,
 		format: image.format,
 		size: image.size,
 		hostBytes,
-		shares: sharesOf(sums, map, image, hostBytes),
+		shares: sharesOf(sums, map, snapshotBytes, hostBytes),
 		volumes: [...allVolumes(map.volumes)].map((volume) => explained(volume, sums, prediction, options)),
 		reclaimableBytes: prediction?.bytes ?? null,
 		largest: prediction?.largest ?? [],
 		snapshots: image.snapshots,
 		backing: (await image.parts()).filter(({ role }) => role === "backing"),
-		command: commandFor(name, prediction, sums),
-		notes,
+		command: refusal === null ? commandFor(name, prediction, sums, options) : null,
+		notes: [...(refusal === null ? [] : [`no sweep now: ${refusal}`]), ...image.warnings, ...map.warnings],
 	};
-}
-
-async function predictSweep(image: SweepableImage, map: GuestMap, options: ExplainOptions): Promise<Prediction> {
-	const { signal, onProgress } = options;
-	return await predict(image, map, options, { signal, onProgress });
 }
 
 /** Guest bytes of one volume, or of what lies between volumes (null), by state and by whether the image holds them. */
@@ -181,14 +180,14 @@ async function sumUp(image: DiskImage, map: GuestMap, { signal, onProgress }: Lo
 	return all;
 }
 
-function sharesOf(sums: AllSums, map: GuestMap, image: DiskImage, hostBytes: number | null): Share[] {
+function sharesOf(sums: AllSums, map: GuestMap, snapshotBytes: number, hostBytes: number | null): Share[] {
 	const bytes: Record<ShareKind, number> = {
 		used: 0,
 		free: 0,
 		swap: 0,
 		unknown: 0,
 		outside: 0,
-		snapshots: 0,
+		snapshots: snapshotBytes,
 		format: 0,
 		"first-image": 0,
 		"second-image": 0,
@@ -205,7 +204,6 @@ function sharesOf(sums: AllSums, map: GuestMap, image: DiskImage, hostBytes: num
 			bytes.unknown += held.unknown;
 		}
 	}
-	for (const snapshot of image.snapshots) bytes.snapshots += snapshot.hostBytes ?? 0;
 	const known = Object.values(bytes).reduce((sum, each) => sum + each, 0);
 	if (hostBytes !== null) bytes.format = hostBytes - known;
 	return (Object.keys(bytes) as ShareKind[])
@@ -241,12 +239,23 @@ function explained(
 /** Less than this is not worth a command, in bytes. */
 const WORTH_A_COMMAND = 64 * 1024;
 
-function commandFor(name: string, prediction: Prediction | undefined, sums: AllSums): string | null {
-	if (prediction !== undefined) return prediction.bytes >= WORTH_A_COMMAND ? `vmsweep sweep ${name}` : null;
+function commandFor(
+	name: string,
+	prediction: Prediction | undefined,
+	sums: AllSums,
+	{ vmOff }: DropPolicy,
+): string | null {
+	const words = (...given: readonly string[]): string => [...given, ...(vmOff ? ["--vm-off"] : [])].join(" ");
+	if (prediction !== undefined)
+		return prediction.bytes >= WORTH_A_COMMAND ? words("vmsweep", "sweep", shellWord(name)) : null;
 	let free = 0;
 	for (const { held } of sums.values()) free += held.free;
-	return free >= WORTH_A_COMMAND ? `vmsweep convert ${name} NEW.qcow2` : null;
+	return free >= WORTH_A_COMMAND ? words("vmsweep", "convert", shellWord(name), "NEW.qcow2") : null;
 }
+
+/** A word as a shell takes it, so that the command can be copied. */
+const shellWord = (text: string): string =>
+	/^[\w./:@%+,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 
 /** The folder of the vmsweep disk that a path names: the folder itself, or the one that a second image belongs to. */
 async function diskOf(name: string): Promise<string | undefined> {
@@ -264,15 +273,32 @@ async function diskOf(name: string): Promise<string | undefined> {
 	return undefined;
 }
 
+/**
+ * What cleaning a disk with its VM off gives back: only free blocks, and only of what has a live rule
+ * (docs/live-safety.md); all else is used.
+ */
+function asCleaned(map: GuestMap): GuestMap {
+	const ids = new Set(map.volumes.filter(({ type }) => /^ext[234]$/.test(type)).map(({ id }) => id));
+	return {
+		...map,
+		extents: {
+			*[Symbol.iterator]() {
+				for (const { neverUsed: _, ...extent } of map.extents)
+					yield extent.volume !== null && ids.has(extent.volume) ? extent : { ...extent, state: "used" as const };
+			},
+		},
+	};
+}
+
 /** A disk: the first image's share, and the second image in full where it is whole by itself and nobody serves it. */
 async function explainDisk(directory: string, options: ExplainOptions): Promise<Explanation> {
 	const { diskStatus } = await import("./control-at-rest.ts");
 	const status = await diskStatus(directory);
 	const firstBytes = status.first.hostBytes ?? 0;
 	const firstShare: Share = { kind: "first-image", hostBytes: firstBytes };
-	const command = `vmsweep ${status.served ? "clean" : "commit"} ${directory}`;
+	const command = `vmsweep ${status.served ? "clean" : "commit"} ${shellWord(directory)}`;
 	if (!status.served && status.second.state === "whole" && status.second.hostBytes !== null) {
-		const second = await explainFile(status.second.path, options);
+		const second = await explainFile(status.second.path, options, asCleaned);
 		const hasSpace = firstBytes >= WORTH_A_COMMAND || second.command !== null;
 		return {
 			...second,
@@ -280,7 +306,7 @@ async function explainDisk(directory: string, options: ExplainOptions): Promise<
 			format: "vmsweep-disk",
 			hostBytes: firstBytes + (second.hostBytes ?? 0),
 			shares: [...second.shares, firstShare],
-			command: hasSpace ? `vmsweep clean ${directory}` : null,
+			command: hasSpace ? `vmsweep clean ${shellWord(directory)}` : null,
 			notes: [...second.notes, ...status.problems],
 		};
 	}

@@ -6,16 +6,17 @@ import { access, realpath } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import type { DiskImage, SweepableImage } from "../adapters/images/disk-image.ts";
 import { openDiskImage, openSweepableImage } from "../adapters/images/open-image.ts";
-import { VmsweepError } from "../foundations/errors.ts";
+import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import { readBytes } from "../foundations/source.ts";
 import { byteOffset } from "../foundations/units.ts";
-import { secondImageRecordPath } from "./disk-paths.ts";
+import { diskJsonPath, secondImageRecordPath } from "./disk-paths.ts";
 
 /**
  * Opens an image for reading, with the locks of a reader. Throws FILE_NOT_FOUND, FILE_WRONG_TYPE, IMAGE_LOCKED,
  * IMAGE_UNSUPPORTED, IMAGE_DAMAGED, DISK_IMAGES_MIXED or IO.
  */
 export async function openNamedImage(name: string): Promise<DiskImage> {
+	await checkNoDisk(name);
 	return await checked(await openDiskImage(name, "read"), "read");
 }
 
@@ -24,15 +25,34 @@ export async function openNamedImage(name: string): Promise<DiskImage> {
  * may be asked for. Throws as {@link openNamedImage} does.
  */
 export async function openNamedForSweep(path: string, dryRun: boolean): Promise<SweepableImage> {
+	await checkNoDisk(path);
 	return await checked(await openSweepableImage(path, { dryRun }), "write");
 }
 
-/** Opens an image of which `wouldDrop` may be asked; undefined where its format is not swept in place. Otherwise as above. */
-export async function openNamedForPrediction(name: string): Promise<SweepableImage | undefined> {
+/** An image that is open for reading, and what may be asked about sweeping it. */
+export interface Predictable {
+	readonly image: DiskImage;
+	/** The same image, of which `wouldDrop` may be asked; undefined where its format, or this image, isn't swept. */
+	readonly sweepable: SweepableImage | undefined;
+	/** Why not, where its format is swept in place but this image can't be, in one sentence; otherwise null. */
+	readonly whyNot: string | null;
+}
+
+/** Opens an image to foretell what a sweep would do. Throws as {@link openNamedImage} does. */
+export async function openNamedForPrediction(name: string): Promise<Predictable> {
 	const image = await openNamedImage(name);
-	await image.close();
-	if (image.format !== "raw" && image.format !== "qcow2") return undefined;
-	return await checked(await openSweepableImage(name, { dryRun: true }), "read");
+	if (image.format !== "raw" && image.format !== "qcow2") return { image, sweepable: undefined, whyNot: null };
+	try {
+		const sweepable = await checked(await openSweepableImage(name, { dryRun: true }), "read");
+		await image.close();
+		return { image: sweepable, sweepable, whyNot: null };
+	} catch (error) {
+		// What must be right before an image is changed (reference counts, dirty bitmaps) needn't be to read it.
+		if (isVmsweepError(error, "IMAGE_DAMAGED") || isVmsweepError(error, "IMAGE_UNSUPPORTED"))
+			return { image, sweepable: undefined, whyNot: error.message };
+		await image.close();
+		throw error;
+	}
 }
 
 async function checked<I extends DiskImage>(image: I, use: "read" | "write"): Promise<I> {
@@ -45,6 +65,15 @@ async function checked<I extends DiskImage>(image: I, use: "read" | "write"): Pr
 		await image.close();
 		throw error;
 	}
+}
+
+/** Whoever names a disk's folder means the disk, which has commands of its own. */
+async function checkNoDisk(name: string): Promise<void> {
+	if (name === "" || !(await exists(diskJsonPath(name)))) return;
+	throw new VmsweepError(
+		"FILE_WRONG_TYPE",
+		`${name} is the folder of a vmsweep disk, not an image. For a disk there are: vmsweep status, explain, clean and commit ${name}.`,
+	);
 }
 
 /** First bytes of a first image (docs/format/first-image.md). */

@@ -8,7 +8,9 @@ import { open, readdir, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { detectFormat, FORMAT_PROBE_BYTES } from "../adapters/images/image-format.ts";
 import { openDiskImage } from "../adapters/images/open-image.ts";
+import { BACKING_NAME_BYTES_MAX, HeaderV2 } from "../core/images/qcow2/layout.ts";
 import { VmsweepError } from "../foundations/errors.ts";
+import { viewOf } from "../foundations/struct.ts";
 
 /** Files of a folder that are looked at; a folder with more holds other things than images. */
 const FILES_MAX = 1000;
@@ -22,7 +24,7 @@ export async function checkNoOverlay(image: string, told: readonly string[]): Pr
 	if (identity === undefined) return; // opening it says what is wrong
 	for (const overlay of told) if (await standsOn(overlay, identity)) throw refusal(image, overlay);
 	for (const candidate of await imagesBeside(image))
-		if (await standsOn(candidate, identity).catch(() => false)) throw refusal(image, candidate);
+		if (await isMaybeOn(candidate, identity)) throw refusal(image, candidate);
 }
 
 const refusal = (image: string, overlay: string): VmsweepError =>
@@ -37,6 +39,32 @@ async function standsOn(overlay: string, identity: string): Promise<boolean> {
 	for (const { path, role } of await image.parts())
 		if (role === "backing" && (await identityOf(path)) === identity) return true;
 	return false;
+}
+
+/** As {@link standsOn}, of a file that nobody told of: one that can't be read is none of the image's. */
+async function isMaybeOn(candidate: string, identity: string): Promise<boolean> {
+	return await standsOn(candidate, identity)
+		.catch(() => namesBelow(candidate, identity))
+		.catch(() => false);
+}
+
+/**
+ * Of a qcow2 image that can't be opened as a whole (encrypted, of a newer QEMU, in use, a file missing): does its header
+ * name the file as the one right below it?
+ */
+async function namesBelow(overlay: string, identity: string): Promise<boolean> {
+	const file = await open(overlay, "r");
+	try {
+		const start = new Uint8Array(HeaderV2.size);
+		await file.read(start, 0, start.length, 0);
+		const { backingFileOffset, backingFileSize } = HeaderV2.at(viewOf(start));
+		if (backingFileSize === 0 || backingFileSize > BACKING_NAME_BYTES_MAX) return false;
+		const { buffer } = await file.read(new Uint8Array(backingFileSize), 0, backingFileSize, backingFileOffset);
+		const name = new TextDecoder().decode(buffer).replace(/^file:/, "");
+		return (await identityOf(resolve(dirname(overlay), name))) === identity;
+	} finally {
+		await file.close();
+	}
 }
 
 /** The qcow2 images in an image's folder, without the image itself. */

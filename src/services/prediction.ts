@@ -1,10 +1,10 @@
 // Prediction: what a sweep would give back, found by asking the image about every droppable run. Changes nothing.
 //
-// `sweep --dry-run`, `explain` and the sweep's own report all stand on it, so they can't contradict each other.
+// `sweep --dry-run`, `explain` and the sweep itself all walk these runs here, so they can't contradict each other.
 
 import type { SweepableImage } from "../adapters/images/disk-image.ts";
 import type { GuestMap } from "../foundations/guest-map.ts";
-import { byteCount, byteOffset } from "../foundations/units.ts";
+import { type ByteCount, type ByteOffset, byteCount, byteOffset } from "../foundations/units.ts";
 import { type DropPolicy, wholeUnits } from "./droppable.ts";
 import { checkpoint, type OnProgress, Turns } from "./progress.ts";
 
@@ -17,7 +17,7 @@ export interface ReclaimableArea {
 	readonly hostBytes: number;
 }
 
-/** What a sweep would give back, in host bytes. */
+/** What a sweep gives back, or would, in host bytes. */
 export interface Prediction {
 	readonly bytes: number;
 	/** By the volumes' ids. */
@@ -35,20 +35,47 @@ export async function predict(
 	policy: DropPolicy,
 	options: { readonly signal: AbortSignal | undefined; readonly onProgress: OnProgress | undefined },
 ): Promise<Prediction> {
+	return await walkDroppable(image, map, policy, {
+		...options,
+		step: "looking at free blocks",
+		stoppedAs: `stopped before the end; ${image.path} is as it was. Run the same command again.`,
+		act: (start, length) => image.wouldDrop(start, length),
+	});
+}
+
+/** What is done to each droppable run. */
+interface Work {
+	readonly signal: AbortSignal | undefined;
+	readonly onProgress: OnProgress | undefined;
+	/** For progress. */
+	readonly step: string;
+	/** What an interruption says. */
+	readonly stoppedAs: string;
+	/** Returns the host bytes that come back. */
+	readonly act: (start: ByteOffset, length: ByteCount) => Promise<number>;
+}
+
+/** Does something to all droppable runs, in order, and sums up what comes back. Throws INTERRUPTED, and what `act` throws. */
+export async function walkDroppable(
+	image: SweepableImage,
+	map: GuestMap,
+	policy: DropPolicy,
+	{ signal, onProgress, step, stoppedAs, act }: Work,
+): Promise<Prediction> {
 	const byVolume = new Map<string, number>();
 	const largest = new Largest();
 	let bytes = 0;
 	const turns = new Turns();
 	for (const { start, end, volume } of wholeUnits(map, policy, image.unit)) {
-		const hostBytes = await image.wouldDrop(byteOffset(start), byteCount(end - start));
+		const hostBytes = await act(byteOffset(start), byteCount(end - start));
 		if (hostBytes > 0) {
 			bytes += hostBytes;
 			byVolume.set(volume, (byVolume.get(volume) ?? 0) + hostBytes);
 			largest.add({ start, length: end - start, volume, hostBytes });
 		}
 		if (!turns.isOver()) continue;
-		options.onProgress?.({ step: "looking at free blocks", done: end, total: map.size });
-		await checkpoint(options.signal, `stopped before the end; ${image.path} is as it was. Run the same command again.`);
+		onProgress?.({ step, done: end, total: map.size });
+		await checkpoint(signal, stoppedAs);
 		turns.begin();
 	}
 	return { bytes, byVolume, largest: largest.areas };

@@ -1,7 +1,7 @@
 // Sweep: the offline, in-place job. Gives an image's free space back to the host, with the VM off.
 //
-//   no overlay on top? ─► open with a writer's locks ─► guest map ─► droppable runs, in whole units
-//                                    ├─► what would that give back? (prediction.ts; a dry run ends here)
+//   no overlay on top? ─► open with a writer's locks ─► guest map ─► droppable runs, in whole units (prediction.ts)
+//                                    ├─► dry run: what would they give back?
 //                                    └─► drop ─► flush ─► compact (qcow2)
 //
 // Invariants
@@ -13,13 +13,12 @@
 import type { DiskImage, SweepableImage } from "../adapters/images/disk-image.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { allVolumes, type GuestMap, type VolumeMap } from "../foundations/guest-map.ts";
-import { byteCount, byteOffset } from "../foundations/units.ts";
-import { type DropPolicy, wholeUnits, whyKept } from "./droppable.ts";
+import { type DropPolicy, whyKept } from "./droppable.ts";
 import { readGuestMap } from "./guest-map.ts";
 import { openNamedForSweep } from "./named-image.ts";
 import { checkNoOverlay } from "./overlays.ts";
-import { predict } from "./prediction.ts";
-import { checkpoint, type LongRunning, Turns } from "./progress.ts";
+import { type Prediction, predict, walkDroppable } from "./prediction.ts";
+import { checkpoint, type LongRunning } from "./progress.ts";
 
 export interface SweepOptions extends LongRunning, DropPolicy {
 	/** Changes nothing, and counts what a sweep would give back. */
@@ -93,15 +92,10 @@ class Sweeper {
 		const image = this.#image;
 		const { dryRun, compact, signal, onProgress } = this.#options;
 		const hostBytesBefore = await hostBytes(image);
-		const { bytes, byVolume } = await predict(image, this.#map, this.#options, { signal, onProgress });
-		if (!dryRun && bytes > 0) {
-			try {
-				await this.#drop();
-			} finally {
-				// Also after an interruption: what was given back is then given back durably.
-				await image.flush();
-			}
-		}
+		const isKept = [...allVolumes(this.#map.volumes)].every((volume) => whyKept(volume, this.#options) !== null);
+		// Where every volume is kept, the image stays as it is, with whatever its format could give back.
+		const { bytes, byVolume } =
+			dryRun || isKept ? await predict(image, this.#map, this.#options, { signal, onProgress }) : await this.#drop();
 		if (compact && !dryRun) await this.#compact();
 		const hostBytesAfter = dryRun ? Math.max(0, hostBytesBefore - bytes) : await hostBytes(image);
 		return {
@@ -117,16 +111,22 @@ class Sweeper {
 		};
 	}
 
-	async #drop(): Promise<void> {
+	async #drop(): Promise<Prediction> {
+		const image = this.#image;
 		const { signal, onProgress } = this.#options;
-		const turns = new Turns();
-		for (const { start, end } of wholeUnits(this.#map, this.#options, this.#image.unit)) {
-			await this.#image.drop(byteOffset(start), byteCount(end - start));
-			if (!turns.isOver()) continue;
-			onProgress?.({ step: "dropping free blocks", done: end, total: this.#map.size });
-			await checkpoint(signal, stopped(this.#image.path, true));
-			turns.begin();
-		}
+		const dropped = await walkDroppable(image, this.#map, this.#options, {
+			signal,
+			onProgress,
+			step: "dropping free blocks",
+			stoppedAs: stopped(image.path, true),
+			act: (start, length) => image.drop(start, length),
+		}).catch(async (error: unknown) => {
+			// After an interruption, too, what was dropped is given back durably. Of two failures the first one tells more.
+			await image.flush().catch(() => {});
+			throw error;
+		});
+		await image.flush();
+		return dropped;
 	}
 
 	async #compact(): Promise<void> {

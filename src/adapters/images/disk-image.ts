@@ -32,8 +32,6 @@ export interface ImagePart {
 export interface InternalSnapshot {
 	readonly id: string;
 	readonly name: string;
-	/** Host bytes that only this snapshot and its siblings keep, not the disk's present state; null where unknown. */
-	readonly hostBytes: ByteCount | null;
 }
 
 /** An open image. Changes nothing unless it is a {@link SweepableImage}. Concurrent reads are fine. */
@@ -69,14 +67,19 @@ export interface SweepableImage extends DiskImage {
 	 * Gives whole units back to the host, as far as the format allows (a cluster that a snapshot shares stays). They
 	 * read as zeros afterwards, or stay as they were where the format can't say so. Small drops are gathered: ask for
 	 * as many as there are, and for a `flush` at the end. A crash at any point leaves an image that is right; at worst
-	 * some space is not yet given back.
+	 * some space is not yet given back. Returns how many host bytes it gives back.
 	 */
-	drop(start: ByteOffset, length: ByteCount): Promise<void>;
+	drop(start: ByteOffset, length: ByteCount): Promise<number>;
 	/**
 	 * How many host bytes `drop` would give back; the dry run's figure. It counts on: a range is counted as if all
-	 * ranges that were asked for before had been dropped, so ask once for each, and don't mix it with `drop`.
+	 * ranges that were asked for before had been dropped, so ask once for each, in order, and don't mix it with `drop`.
 	 */
 	wouldDrop(start: ByteOffset, length: ByteCount): Promise<number>;
+	/**
+	 * Host bytes that only the snapshots inside the image keep: content that the disk's present state doesn't refer to.
+	 * Ask before anything is dropped, also in a dry run.
+	 */
+	snapshotBytes(): Promise<ByteCount>;
 	/** Resolves once all drops would survive a power cut. */
 	flush(): Promise<void>;
 	/** Moves what lies at the file's end into its holes and makes the file shorter; formats without such a need lack it. */

@@ -2,7 +2,7 @@
 // may lead to (a directory, a pipe, a terminal, nothing) is refused in one line that says what to do.
 
 import { constants } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
+import { type FileHandle, lstat, open } from "node:fs/promises";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { type ByteCount, byteCount } from "../../foundations/units.ts";
 import { type ImageUse, lockImage } from "../os/locks.ts";
@@ -29,6 +29,7 @@ export async function openLocked(path: string, use: ImageUse): Promise<LockedFil
 	try {
 		const status = await file.stat();
 		const kind: SecondImageKind = status.isBlockDevice() ? "block-device" : "file";
+		if (status.isDirectory()) throw isDirectory(path);
 		if (!status.isBlockDevice() && !status.isFile())
 			throw new VmsweepError("FILE_WRONG_TYPE", `${path} is neither a file nor a block device. Name an image.`);
 		await lockImage(file.fd, path, use);
@@ -45,6 +46,8 @@ export async function openLocked(path: string, use: ImageUse): Promise<LockedFil
 const SEEK_END = 2;
 
 async function openFile(path: string, use: ImageUse): Promise<FileHandle> {
+	// An empty variable of a script, most of the time.
+	if (path === "") throw new VmsweepError("USAGE", "the image's name is empty. Name an image.");
 	const flags = use === "write" ? constants.O_RDWR : constants.O_RDONLY;
 	try {
 		// O_NONBLOCK: a path that is a FIFO must not hang the open. It means nothing to files and devices.
@@ -54,9 +57,33 @@ async function openFile(path: string, use: ImageUse): Promise<FileHandle> {
 		await file.close();
 		return await open(path, flags | constants.O_EXCL);
 	} catch (error) {
-		throw openError(error, path);
+		// What is at the path says more than the error does.
+		const there = await lstat(path).catch(() => undefined);
+		throw there?.isSymbolicLink() ? linkError(error, path) : openError(error, path);
 	}
 }
+
+function linkError(cause: unknown, path: string): VmsweepError {
+	switch ((cause as NodeJS.ErrnoException).code) {
+		case "ENOENT":
+			return new VmsweepError(
+				"FILE_NOT_FOUND",
+				`${path} is a link to a file that doesn't exist. Check where it leads.`,
+				{
+					cause,
+				},
+			);
+		case "ELOOP":
+			return new VmsweepError("FILE_NOT_FOUND", `${path} is a link that leads back to itself. Check where it leads.`, {
+				cause,
+			});
+		default:
+			return openError(cause, path);
+	}
+}
+
+const isDirectory = (path: string, cause?: unknown): VmsweepError =>
+	new VmsweepError("FILE_WRONG_TYPE", `${path} is a directory. Name an image in it.`, { cause });
 
 /** Turns an error of opening or making `path` into ours. */
 export function openError(cause: unknown, path: string): VmsweepError {
@@ -66,11 +93,13 @@ export function openError(cause: unknown, path: string): VmsweepError {
 		case "ENOTDIR":
 			return new VmsweepError("FILE_NOT_FOUND", `a part of ${path} is no directory. Check the path.`, { cause });
 		case "EISDIR":
-			return new VmsweepError("FILE_WRONG_TYPE", `${path} is a directory. Name an image.`, { cause });
+			return isDirectory(path, cause);
 		case "ENXIO":
-			return new VmsweepError("FILE_WRONG_TYPE", `${path} is no image (no device behind it). Name an image.`, {
-				cause,
-			});
+			return new VmsweepError(
+				"FILE_WRONG_TYPE",
+				`${path} is a socket, or a device with nothing behind it. Name an image; a socket's NBD server is nbd+unix:///EXPORT?socket=${path}.`,
+				{ cause },
+			);
 		case "EEXIST":
 			return new VmsweepError("FILE_EXISTS", `${path} exists already. Choose another name or remove it.`, { cause });
 		case "EACCES":

@@ -63,7 +63,7 @@ export class Qcow2Image implements DiskImage {
 		this.#disk = new Qcow2Disk({ ...files, path: file.path, decompress: unpack });
 		this.path = file.path;
 		this.size = header.size;
-		this.snapshots = snapshotTable.snapshots.map(({ id, name }) => ({ id, name, hostBytes: null }));
+		this.snapshots = snapshotTable.snapshots.map(({ id, name }) => ({ id, name }));
 		this.warnings = [...warningsOf(file.path, header), ...(backing?.warnings ?? [])];
 	}
 

@@ -5,6 +5,7 @@
 
 import { compactImage } from "../../core/images/qcow2/compact.ts";
 import { readHeader } from "../../core/images/qcow2/header.ts";
+import { type ClusterCounts, Holds } from "../../core/images/qcow2/refcounts.ts";
 import { readSnapshots } from "../../core/images/qcow2/snapshots.ts";
 import { Qcow2Sweep } from "../../core/images/qcow2/sweep.ts";
 import { verifyImage } from "../../core/images/qcow2/verify.ts";
@@ -39,24 +40,31 @@ export async function openSweepableQcow2(file: HostImageFile, opening: Opening):
 	}
 }
 
+interface Verified {
+	readonly sweep: Qcow2Sweep;
+	/** Of the file; what is dropped is taken off. */
+	readonly counts: ClusterCounts;
+}
+
 /** Reads all that the image says about itself, and checks it. */
-async function verified(file: HostImageFile): Promise<Qcow2Sweep> {
+async function verified(file: HostImageFile): Promise<Verified> {
 	const { path } = file;
 	const header = await readHeader(file, path);
 	const image = await verifyImage(file, header, path, await readSnapshots(file, header, path));
-	return new Qcow2Sweep({ path, header, image, hostBlock: await file.hostBlock() }, file);
+	const sweep = new Qcow2Sweep({ path, header, image, hostBlock: await file.hostBlock() }, file);
+	return { sweep, counts: image.counts };
 }
 
 class SweepableQcow2Image extends Qcow2Image implements SweepableImage {
 	readonly unit: ByteCount;
-	#sweep: Qcow2Sweep;
+	#verified: Verified;
 	/** Something was dropped that reads don't see yet. */
 	#unsettled = false;
 
-	constructor(files: Qcow2Files, sweep: Qcow2Sweep) {
+	constructor(files: Qcow2Files, image: Verified) {
 		super(files);
 		this.unit = byteCount(files.header.clusterSize);
-		this.#sweep = sweep;
+		this.#verified = image;
 	}
 
 	override async read(at: ByteOffset, into: Uint8Array): Promise<void> {
@@ -74,28 +82,69 @@ class SweepableQcow2Image extends Qcow2Image implements SweepableImage {
 		yield* super.held(from, to);
 	}
 
-	async drop(start: ByteOffset, length: ByteCount): Promise<void> {
-		const { dataFile } = this.files;
+	async drop(start: ByteOffset, length: ByteCount): Promise<number> {
+		const { file, dataFile } = this.files;
 		if (dataFile !== null) {
-			for await (const run of this.#dataRuns(start, length))
+			let bytes = 0;
+			for await (const run of this.#dataRuns(start, length)) {
+				bytes += heldIn(dataFile, run.start, run.start + run.length);
 				await dataFile.punch(byteOffset(run.start), byteCount(run.length));
-			return;
+			}
+			return bytes;
 		}
-		await this.#sweep.drop(start, length);
+		const { sweep } = this.#verified;
+		const ranges = await sweep.drop(start, length);
+		const bytes = ranges.reduce((sum, range) => sum + heldIn(file, range.start, range.end), 0);
 		this.#unsettled = true;
-		if (this.#sweep.shouldCommit) await this.#settle();
+		if (sweep.shouldCommit) await this.#settle();
+		return bytes;
 	}
 
 	async wouldDrop(start: ByteOffset, length: ByteCount): Promise<number> {
 		const { file, dataFile } = this.files;
 		let bytes = 0;
-		const count = (counted: HostImageFile, from: number, to: number): void => {
-			for (const run of counted.allocated(from, to)) bytes += run.end - run.start;
-		};
-		if (dataFile === null)
-			for (const range of await this.#sweep.drop(start, length)) count(file, range.start, range.end);
-		else for await (const run of this.#dataRuns(start, length)) count(dataFile, run.start, run.start + run.length);
+		if (dataFile !== null) {
+			for await (const run of this.#dataRuns(start, length))
+				bytes += heldIn(dataFile, run.start, run.start + run.length);
+			return bytes;
+		}
+		const { sweep } = this.#verified;
+		for (const range of await sweep.drop(start, length)) bytes += heldIn(file, range.start, range.end);
+		if (sweep.shouldCommit) sweep.forget();
 		return bytes;
+	}
+
+	async snapshotBytes(): Promise<ByteCount> {
+		if (this.snapshots.length === 0) return byteCount(0);
+		const { counts } = this.#verified;
+		const present = await this.#presentClusters();
+		const isOnlyInSnapshots = (cluster: number): boolean => {
+			const what = counts.holds(cluster);
+			return (
+				(what === Holds.DATA || what === Holds.COMPRESSED) && (present[cluster >>> 3]! & (1 << (cluster & 7))) === 0
+			);
+		};
+		let bytes = 0;
+		for (let cluster = 0; cluster < counts.clusters; cluster++) {
+			if (!isOnlyInSnapshots(cluster)) continue;
+			const first = cluster;
+			while (cluster + 1 < counts.clusters && isOnlyInSnapshots(cluster + 1)) cluster++;
+			for (const { start, end } of this.files.file.allocated(first * this.unit, (cluster + 1) * this.unit))
+				bytes += end - start;
+		}
+		return byteCount(bytes);
+	}
+
+	/** A bit for each cluster of the file that holds something of the disk's present state. */
+	async #presentClusters(): Promise<Uint8Array> {
+		const present = new Uint8Array(Math.ceil(this.#verified.counts.clusters / 8));
+		for await (const { host, length, compressedLength } of this.stored(0, this.size)) {
+			if (host < 0) continue;
+			const last = Math.floor((host + (compressedLength || length) - 1) / this.unit);
+			for (let cluster = Math.floor(host / this.unit); cluster <= last; cluster++)
+				present[cluster >>> 3]! |= 1 << (cluster & 7);
+		}
+		return present;
 	}
 
 	async flush(): Promise<void> {
@@ -116,7 +165,7 @@ class SweepableQcow2Image extends Qcow2Image implements SweepableImage {
 		} finally {
 			const header = await readHeader(file, this.path);
 			await tables.reload(header.l1Offset);
-			this.#sweep = await verified(file);
+			this.#verified = await verified(file);
 		}
 	}
 
@@ -134,8 +183,15 @@ class SweepableQcow2Image extends Qcow2Image implements SweepableImage {
 	/** What was dropped is in the file, so that reads see it. */
 	async #settle(): Promise<void> {
 		if (!this.#unsettled) return;
-		await this.#sweep.commit(this.files.file);
+		await this.#verified.sweep.commit(this.files.file);
 		this.#unsettled = false;
 		await this.files.tables.reload();
 	}
+}
+
+/** Host bytes that a part of a file takes. */
+function heldIn(file: HostImageFile, from: number, to: number): number {
+	let bytes = 0;
+	for (const { start, end } of file.allocated(from, to)) bytes += end - start;
+	return bytes;
 }

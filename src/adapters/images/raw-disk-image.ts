@@ -53,16 +53,24 @@ export class RawDiskImage implements SweepableImage {
 			yield { start: byteOffset(start), length: byteCount(end - start) };
 	}
 
-	async drop(start: ByteOffset, length: ByteCount): Promise<void> {
-		for (const run of Array.from(this.#takingSpace(start, length)))
+	async drop(start: ByteOffset, length: ByteCount): Promise<number> {
+		let bytes = 0;
+		for (const run of Array.from(this.#takingSpace(start, length))) {
 			for (let at = run.start; at < run.end; at += PUNCH_BYTES_MAX)
 				await this.#file.punch(byteOffset(at), byteCount(Math.min(run.end - at, PUNCH_BYTES_MAX)));
+			bytes += run.end - run.start;
+		}
+		return bytes;
 	}
 
 	async wouldDrop(start: ByteOffset, length: ByteCount): Promise<number> {
 		let bytes = 0;
 		for (const run of this.#takingSpace(start, length)) bytes += run.end - run.start;
 		return bytes;
+	}
+
+	async snapshotBytes(): Promise<ByteCount> {
+		return byteCount(0);
 	}
 
 	async flush(): Promise<void> {

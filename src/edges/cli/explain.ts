@@ -16,7 +16,7 @@ export async function explain(path: string, { json = false, vmOff = false }: Exp
 		using bar = new ProgressBar();
 		return await explainImage(path, { vmOff, signal, onProgress: bar.update });
 	});
-	await (json ? printJson(explanation) : print(describe(explanation)));
+	await (json ? printJson(explanation) : print(describe(explanation, vmOff)));
 }
 
 const shareNames: Record<ShareKind, string> = {
@@ -31,15 +31,18 @@ const shareNames: Record<ShareKind, string> = {
 	"second-image": "second image",
 };
 
-function describe(explanation: Explanation): string {
-	const { shares, volumes, largest, snapshots, backing, notes } = explanation;
-	const parts = [`${summary(explanation).join("\n")}\n`];
+function describe(explanation: Explanation, vmOff: boolean): string {
+	const { image, shares, volumes, largest, snapshots, backing, notes } = explanation;
+	const parts = [`${summary(explanation, vmOff).join("\n")}\n`];
 	if (shares.length > 0) parts.push(formatTable([["ON THE HOST", "WHAT"], ...shareRows(explanation)], [0]));
 	if (volumes.length > 0) parts.push(volumeTable(volumes));
 	if (largest.length > 0) parts.push(largestTable(explanation));
 	const remarks = [
 		...volumes.flatMap(({ id, kept }) => (kept === null ? [] : [`${id} is kept: ${kept}`])),
-		...snapshots.map(({ id, name }) => `snapshot ${id} (${name}) is inside the image: qemu-img snapshot -l shows it`),
+		...snapshots.map(
+			({ id, name }) => `snapshot ${id} (${name}) is inside the image, and what it shares with the disk stays`,
+		),
+		...(snapshots.length > 0 ? [`a snapshot that nobody needs any more can go: qemu-img snapshot -d ID ${image}`] : []),
 		...backing.map(({ path, hostBytes }) => `backing file ${path}: ${sizeOf(hostBytes)} of its own, not counted here`),
 		...notes,
 	];
@@ -48,16 +51,16 @@ function describe(explanation: Explanation): string {
 }
 
 /** A few plain sentences. */
-function summary({ image, format, size, hostBytes, shares, reclaimableBytes, command }: Explanation): string[] {
+function summary(explanation: Explanation, vmOff: boolean): string[] {
+	const { shares, reclaimableBytes, command } = explanation;
 	const share = (kind: ShareKind): number => shares.find((each) => each.kind === kind)?.hostBytes ?? 0;
-	const what = format === "vmsweep-disk" ? "vmsweep disk" : `${format} image`;
-	const lines = [`${image} takes ${sizeOf(hostBytes)} on the host: a ${what} of a ${formatBytes(size)} disk.`];
+	const lines = [firstSentence(explanation)];
 	if (share("used") + share("free") > 0)
 		lines.push(
-			`Its guest uses ${formatBytes(share("used"))} of that; ${formatBytes(share("free"))} is held although the guest doesn't need it.`,
+			`Its guest uses ${formatBytes(share("used"))}${explanation.hostBytes === null ? "" : " of that"}; ${formatBytes(share("free"))} is held although the guest doesn't need it.`,
 		);
 	const why: Partial<Record<ShareKind, string>> = {
-		swap: "is swap, which only a VM that is off can give up (--vm-off)",
+		...(vmOff ? {} : { swap: "is swap, which only a VM that is off can give up (--vm-off)" }),
 		unknown: "lies in volumes that nobody can look into, and is kept",
 		snapshots: "is kept by snapshots inside the image",
 		"first-image": "is the first image, which cleaning folds into the second",
@@ -66,9 +69,17 @@ function summary({ image, format, size, hostBytes, shares, reclaimableBytes, com
 		if (share(kind as ShareKind) > 0) lines.push(`${formatBytes(share(kind as ShareKind))} ${words}.`);
 	if (reclaimableBytes !== null) {
 		const given = reclaimableBytes > 0 ? `would give ${formatBytes(reclaimableBytes)} back` : "would give nothing back";
-		lines.push(command === null ? `A sweep ${given}.` : `A sweep ${given}: ${command}`);
+		const who = explanation.format === "vmsweep-disk" ? "Cleaning it" : "A sweep";
+		lines.push(command === null ? `${who} ${given}.` : `${who} ${given}: ${command}`);
 	} else if (command !== null) lines.push(`To get space back: ${command}`);
 	return lines;
+}
+
+function firstSentence({ image, format, size, hostBytes }: Explanation): string {
+	const disk = `a ${formatBytes(size)} disk`;
+	if (hostBytes === null) return `${image} shows ${disk}; how much space that takes, only its server knows.`;
+	const what = format === "vmsweep-disk" ? "vmsweep disk" : `${format} image`;
+	return `${image} takes ${formatBytes(hostBytes)} on the host: a ${what} of ${disk}.`;
 }
 
 const shareRows = ({ shares, hostBytes }: Explanation): string[][] => [
@@ -115,4 +126,4 @@ function largestTable({ largest }: Explanation): string {
 	return formatTable([["LARGEST AREAS: AT BYTE", "LENGTH", "GIVES BACK", "VOLUME"], ...rows], [0, 1, 2]);
 }
 
-const sizeOf = (bytes: number | null): string => (bytes === null ? "an unknown part" : formatBytes(bytes));
+const sizeOf = (bytes: number | null): string => (bytes === null ? "?" : formatBytes(bytes));

@@ -50,12 +50,15 @@ export class Qcow2Target implements ConvertTarget {
 		);
 	}
 
+	get left(): string {
+		return `nothing of ${this.#name} is left`;
+	}
+
 	async write(at: number, bytes: Uint8Array): Promise<number> {
 		let written = 0;
 		for (const { start, end } of runsWithContent(bytes, this.granule)) {
 			const run = bytes.subarray(start, end);
-			await (this.#isPacked ? this.#pack(at + start, run) : this.#writeRun(at + start, run));
-			written += run.length;
+			written += await (this.#isPacked ? this.#pack(at + start, run) : this.#writeRun(at + start, run));
 		}
 		this.#flusher.note(written);
 		return written;
@@ -79,20 +82,31 @@ export class Qcow2Target implements ConvertTarget {
 		await unlink(file.path).catch(() => {});
 	}
 
-	async #writeRun(at: number, bytes: Uint8Array): Promise<void> {
+	/** Zeros inside of clusters stay holes of the file: it is new, so that nothing else can show there. */
+	async #writeRun(at: number, bytes: Uint8Array): Promise<number> {
 		const { file, writer } = this.#image;
 		const host = await this.#inTurn(() => writer.reserve(byteOffset(at), byteCount(bytes.length)));
-		await file.write(host, bytes);
+		let written = 0;
+		for (const { start, end } of runsWithContent(bytes)) {
+			await file.write(byteOffset(host + start), bytes.subarray(start, end));
+			written += end - start;
+		}
+		return written;
 	}
 
 	/** Each cluster by itself, as the format has it; one that zstd can't make smaller is written as it is. */
-	async #pack(at: number, bytes: Uint8Array): Promise<void> {
+	async #pack(at: number, bytes: Uint8Array): Promise<number> {
+		let written = 0;
 		for (let start = 0; start < bytes.length; start += this.granule) {
 			const cluster = bytes.subarray(start, start + this.granule);
 			const packed = await zstd(filledUp(cluster, this.granule));
-			if (packed.length >= this.granule) await this.#writeRun(at + start, cluster);
-			else await this.#inTurn(() => this.#image.writer.appendPacked(byteOffset(at + start), packed));
+			if (packed.length >= this.granule) written += await this.#writeRun(at + start, cluster);
+			else {
+				await this.#inTurn(() => this.#image.writer.appendPacked(byteOffset(at + start), packed));
+				written += cluster.length;
+			}
 		}
+		return written;
 	}
 
 	async #inTurn<T>(work: () => Promise<T>): Promise<T> {

@@ -25,6 +25,10 @@ export class RawFileTarget implements ConvertTarget {
 		return new RawFileTarget(name, await createRawImage(partName(name), size));
 	}
 
+	get left(): string {
+		return `nothing of ${this.#name} is left`;
+	}
+
 	async write(at: number, bytes: Uint8Array): Promise<number> {
 		let written = 0;
 		for (const { start, end } of runsWithContent(bytes)) {
@@ -63,6 +67,12 @@ export class DeviceTarget implements ConvertTarget {
 	constructor(image: RawImage, size: number) {
 		this.#image = image;
 		this.#size = size;
+	}
+
+	get left(): string {
+		return this.#written.length === 0
+			? `${this.#image.path} is as it was`
+			: `what was on ${this.#image.path} is overwritten in part`;
 	}
 
 	async write(at: number, bytes: Uint8Array): Promise<number> {

@@ -16,6 +16,8 @@ export interface ConvertTarget {
 	readonly granule: number;
 	/** Host space of the target; right after `finish`. */
 	readonly hostBytes: number;
+	/** What there is of the target when it is abandoned now, as a part of a sentence. */
+	readonly left: string;
 	/** Writes what is not zero of a piece; returns how many bytes that is. `bytes` is the caller's again afterwards. */
 	write(at: number, bytes: Uint8Array): Promise<number>;
 	/** Makes the target durable and gives it its name. */
@@ -32,6 +34,13 @@ export interface Piece {
 
 /** A name for the unfinished file, beside its place so that it can be linked there. */
 export const partName = (name: string): string => `${name}.vmsweep-${randomBytes(4).toString("hex")}.part`;
+
+/** What went wrong with an unfinished file went wrong with the target: the user knows no other name. */
+export function aboutTarget(error: unknown): unknown {
+	if (!(error instanceof VmsweepError)) return error;
+	const message = error.message.replaceAll(/\.vmsweep-[0-9a-f]{8}\.part\b/g, "");
+	return new VmsweepError(error.code, message, { cause: error });
+}
 
 /** Names a finished file, unless somebody made a file of that name meanwhile. */
 export async function giveName(part: string, name: string): Promise<void> {
