@@ -248,7 +248,11 @@ test("what can't be swept is refused with the reason, unchanged", async (t) => {
 			/nothing known is in it/,
 			(path) => runOk("qemu-img", ["create", "-q", "-f", "qcow2", path, "10M"]),
 		],
-		"image.vmdk": [3, /is a vmdk image; only raw and qcow2 images are swept in place/, (path) => runOk("qemu-img", ["create", "-q", "-f", "vmdk", path, "10M"])],
+		"image.vmdk": [
+			3,
+			/is a vmdk image; only raw and qcow2 images are swept in place/,
+			(path) => runOk("qemu-img", ["create", "-q", "-f", "vmdk", path, "10M"]),
+		],
 		"cut.raw": [
 			3,
 			/disk \(ext4\)|disk \(unknown\)/,
@@ -285,7 +289,11 @@ test("what can't be swept is refused with the reason, unchanged", async (t) => {
 			assertRefused(await run(vmsweep, ["sweep", ...options, path]), code, message);
 		assert.deepEqual(await readFile(path).catch(() => undefined), before, name);
 	}
-	assertRefused(await run(vmsweep, ["sweep", "nbd://localhost/x"]), 3, /is an NBD address; only files and block devices are swept in place/);
+	assertRefused(
+		await run(vmsweep, ["sweep", "nbd://localhost/x"]),
+		3,
+		/is an NBD address; only files and block devices are swept in place/,
+	);
 });
 
 test("a full host is no hindrance", async (t) => {

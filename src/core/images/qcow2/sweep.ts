@@ -7,9 +7,11 @@
 //    the flush stands between. So a cut leaves the old entry with its data, or clusters that are only leaked; the next
 //    sweep finds those and gives them back
 //  - an entry is changed only in a table that nothing else shares; a cluster that a snapshot shares stays
+//  - what is counted, but not referred to by anything known, is leaked and given back; but not where the header has
+//    parts that aren't known, since those may refer to it
 //  - nothing is changed before the whole image was verified (verify.ts)
 //
-// A dry run does the same in memory and asks what the punched ranges take on the host.
+// A dry run does the same in memory, asks what the punched ranges take on the host, and forgets what it gathered.
 
 import { assert, VmsweepError } from "../../../foundations/errors.ts";
 import { checkRange, readBytes } from "../../../foundations/source.ts";
@@ -18,7 +20,7 @@ import { byteCount, byteOffset, roundDown, roundUp } from "../../../foundations/
 import type { ImageFile, WritableImageFile } from "../image-file.ts";
 import type { Qcow2Header } from "./header.ts";
 import * as layout from "./layout.ts";
-import { SATURATED, writeSectors } from "./refcounts.ts";
+import { Holds, SATURATED, writeSectors } from "./refcounts.ts";
 import { compressedPlace } from "./tables.ts";
 import type { VerifiedImage } from "./verify.ts";
 
@@ -39,6 +41,8 @@ export interface SweepTarget {
 
 /** Changed L2 tables that are gathered before they are written, in bytes; at least two tables. */
 const GATHERED_BYTES = 32 << 20;
+/** Clusters whose count changes that are gathered: tables that were emptied wholly leave only these behind. */
+const GATHERED_CLUSTERS = 2 ** 20;
 /** Longest punch in one call, in bytes: bounds how long an interruption waits. */
 const PUNCH_BYTES_MAX = 256 << 20;
 const PUNCHES_AT_ONCE = 8;
@@ -65,37 +69,50 @@ export class Qcow2Sweep {
 	#last: L2Table | undefined;
 	/** By cluster: what is to be added to its count in the file. */
 	#countChanges = new Map<number, number>();
-	/** Clusters whose last reference went. */
+	/** Clusters whose last reference went. The first of them have been told to the caller of `drop`. */
 	#freed: number[] = [];
-	/** L1 entries that were cleared. */
-	readonly #emptied = new Set<number>();
+	#freedTold = 0;
+	/** Changed L1 entries. */
+	readonly #changedL1 = new Set<number>();
+	/** Clusters whose count comes down to one: see {@link #flagSoleReferences}. */
+	readonly #soleReferences = new Set<number>();
 	#headerToWrite: boolean;
 	#failed = false;
+	#forgot = false;
 
 	constructor(target: SweepTarget, file: ImageFile) {
 		this.#target = target;
 		this.#file = file;
 		this.#headerToWrite = target.header.unknownAutoclear;
-		if (target.header.hasUnknownParts) return;
-		for (const [cluster, excess] of target.image.leaks) {
+		const { counts, leaks } = target.image;
+		for (const [cluster, excess] of leaks) {
+			if (target.header.hasUnknownParts) {
+				// As if something referred to it that is never dropped: neither the count nor the bytes may change.
+				counts.set(cluster, SATURATED);
+				continue;
+			}
 			this.#countChanges.set(cluster, -excess);
-			if (target.image.counts.count(cluster) === 0) this.#freed.push(cluster);
+			const holds = counts.holds(cluster);
+			if (counts.count(cluster) === 0) this.#freed.push(cluster);
+			else if (counts.count(cluster) === 1 && (holds === Holds.DATA || holds === Holds.L2_TABLE))
+				this.#soleReferences.add(cluster);
 		}
 	}
 
 	/** True where `commit` has something to do. */
 	get hasChanges(): boolean {
-		return this.#changed.size > 0 || this.#emptied.size > 0 || this.#countChanges.size > 0;
+		return this.#changed.size > 0 || this.#changedL1.size > 0 || this.#countChanges.size > 0;
 	}
 
 	/** True where so much was gathered that it should be written. */
 	get shouldCommit(): boolean {
-		return this.#changed.size > Math.max(2, GATHERED_BYTES / this.#target.header.clusterSize);
+		const tablesMax = Math.max(2, GATHERED_BYTES / this.#target.header.clusterSize);
+		return this.#changed.size > tablesMax || this.#countChanges.size > GATHERED_CLUSTERS;
 	}
 
 	/**
 	 * Clears the entries of all clusters that lie wholly in a range of guest bytes, in memory. Returns the ranges of
-	 * the file that will be given back because of it. Throws OUT_OF_RANGE, IO.
+	 * the file that will be given back because of it, and the first time also what was leaked. Throws OUT_OF_RANGE, IO.
 	 */
 	async drop(start: number, length: number): Promise<readonly HostRange[]> {
 		const { header, path } = this.#target;
@@ -107,7 +124,6 @@ export class Qcow2Sweep {
 			start + length === header.size
 				? Math.ceil(header.size / clusterSize)
 				: Math.floor((start + length) / clusterSize);
-		const freedBefore = this.#freed.length;
 		for (let cluster = first; cluster < end; ) {
 			const l1Index = Math.floor(cluster / l2Entries);
 			const tableEnd = Math.min(end, (l1Index + 1) * l2Entries);
@@ -118,31 +134,49 @@ export class Qcow2Sweep {
 			}
 			cluster = tableEnd;
 		}
-		return this.#hostRanges(this.#freed.slice(freedBefore));
+		const freed = this.#freed.slice(this.#freedTold);
+		this.#freedTold = this.#freed.length;
+		return this.#hostRanges(freed);
+	}
+
+	/**
+	 * For a dry run: lets go of what was gathered, so that it takes no more memory than a sweep. Ranges behind those
+	 * that were dropped can be dropped then, but nothing can be committed any more.
+	 */
+	forget(): void {
+		this.#changed.clear();
+		this.#changedL1.clear();
+		this.#countChanges = new Map();
+		this.#freed = [];
+		this.#freedTold = 0;
+		this.#forgot = true;
 	}
 
 	/** Writes what was gathered, and gives the clusters back. Durable after the next flush. Throws IO, NO_SPACE. */
 	async commit(file: WritableImageFile): Promise<void> {
 		this.#checkUsable();
+		assert(!this.#forgot, "a dry run is committed");
 		if (!this.hasChanges) return;
 		// After a failure what is in the file is unknown, and what is here is no longer true.
 		this.#failed = true;
 		const { header, image } = this.#target;
 		if (this.#headerToWrite) await this.#clearUnknownAutoclear(file);
+		if (this.#soleReferences.size > 0) await this.#flagSoleReferences(file);
 		for (const { offset, view, changedFrom, changedTo } of this.#changed.values())
 			await writeSectors(file, offset, view, changedFrom, changedTo);
-		if (this.#emptied.size > 0) {
-			const [from, to] = [Math.min(...this.#emptied), Math.max(...this.#emptied) + 1];
+		if (this.#changedL1.size > 0) {
+			const [from, to] = bounds(this.#changedL1);
 			await writeSectors(file, header.l1Offset, image.l1, from * layout.ENTRY_BYTES, to * layout.ENTRY_BYTES);
 		}
 		await file.flush();
 		await image.blocks.change(file, this.#countChanges);
 		await punchAll(file, this.#hostRanges(this.#freed));
 		this.#changed.clear();
-		this.#emptied.clear();
+		this.#changedL1.clear();
 		this.#last = undefined;
 		this.#countChanges = new Map();
 		this.#freed = [];
+		this.#freedTold = 0;
 		this.#failed = false;
 	}
 
@@ -232,8 +266,40 @@ export class Qcow2Sweep {
 		image.l1.setUint32(l1Index * layout.ENTRY_BYTES + 4, 0);
 		this.#changed.delete(l1Index);
 		this.#last = undefined;
-		this.#emptied.add(l1Index);
+		this.#changedL1.add(l1Index);
 		this.#release(offset / header.clusterSize);
+	}
+
+	/**
+	 * Sets the flag that goes with a count of one in the entries that lead to a cluster whose count comes down to it.
+	 * QEMU's check calls a missing one an error. Before the counts: it has been the only reference all the time, so a
+	 * flag that comes too early does no harm, and after an interruption the leak still says what is to be done.
+	 */
+	async #flagSoleReferences(file: WritableImageFile): Promise<void> {
+		const { header, image } = this.#target;
+		const isSole = (high: number, low: number): boolean =>
+			this.#soleReferences.has(layout.entryOffset(high, low) / header.clusterSize);
+		for (let l1Index = 0; l1Index < header.l1Entries; l1Index++) {
+			const at = l1Index * layout.ENTRY_BYTES;
+			const l1High = image.l1.getUint32(at);
+			if (isSole(l1High, image.l1.getUint32(at + 4))) {
+				image.l1.setUint32(at, (l1High | layout.COPIED) >>> 0);
+				this.#changedL1.add(l1Index);
+			}
+			// A table that several share has no only references.
+			const table = await this.#table(l1Index);
+			if (table === undefined) continue;
+			let [from, to] = [header.clusterSize, 0];
+			for (let entry = 0; entry < header.clusterSize; entry += header.l2EntryBytes) {
+				const high = table.view.getUint32(entry);
+				if ((high & layout.COMPRESSED) !== 0 || !isSole(high, table.view.getUint32(entry + 4))) continue;
+				table.view.setUint32(entry, (high | layout.COPIED) >>> 0);
+				from = Math.min(from, entry);
+				to = entry + header.l2EntryBytes;
+			}
+			if (to > from) await writeSectors(file, table.offset, table.view, from, to);
+		}
+		this.#soleReferences.clear();
 	}
 
 	/** Whole host blocks in which nothing is used any more, around the given clusters. */
@@ -265,6 +331,16 @@ export class Qcow2Sweep {
 		await file.flush();
 		this.#headerToWrite = false;
 	}
+}
+
+/** From the smallest number to behind the largest. */
+function bounds(numbers: ReadonlySet<number>): [from: number, to: number] {
+	let [from, to] = [Number.POSITIVE_INFINITY, 0];
+	for (const each of numbers) {
+		from = Math.min(from, each);
+		to = Math.max(to, each + 1);
+	}
+	return [from, to];
 }
 
 /** In any order, some at once. */
