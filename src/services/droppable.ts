@@ -11,6 +11,8 @@ import { roundDown, roundUp } from "../foundations/units.ts";
 export interface DropPolicy {
 	/** The VM is off for good, with no saved state and not hibernated: dirty volumes' free blocks are proven, too. */
 	readonly vmOff: boolean;
+	/** Keep metadata that was never used: somebody may want to find zeros there. Default: false. */
+	readonly keepNeverUsed?: boolean;
 }
 
 /** A run of the disk's bytes that nothing in the guest needs; `end` is exclusive. */
@@ -37,7 +39,7 @@ export function* droppableRuns(map: GuestMap, policy: DropPolicy): Generator<Dro
 	let run: DroppableRun | undefined;
 	for (const extent of map.extents) {
 		const { start, length, volume } = extent;
-		if (!isNeedless(extent) || volume === null || !may.has(volume)) continue;
+		if (!isNeedless(extent, policy) || volume === null || !may.has(volume)) continue;
 		if (run?.end === start && run.volume === volume) {
 			run = { ...run, end: start + length };
 			continue;
@@ -69,4 +71,5 @@ export function* wholeUnits(map: GuestMap, policy: DropPolicy, unit: number): Ge
 }
 
 /** Free, or metadata that never held anything. */
-const isNeedless = ({ state, neverUsed }: Extent): boolean => state === "free" || neverUsed === true;
+const isNeedless = ({ state, neverUsed }: Extent, { keepNeverUsed }: DropPolicy): boolean =>
+	state === "free" || (neverUsed === true && keepNeverUsed !== true);

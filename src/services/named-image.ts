@@ -5,7 +5,7 @@
 import { access, realpath } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import type { DiskImage, SweepableImage } from "../adapters/images/disk-image.ts";
-import { openDiskImage, openSweepableImage } from "../adapters/images/open-image.ts";
+import { openDiskImage, openSweepableImage, type SweepableOptions } from "../adapters/images/open-image.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import { readBytes } from "../foundations/source.ts";
 import { byteOffset } from "../foundations/units.ts";
@@ -24,9 +24,9 @@ export async function openNamedImage(name: string): Promise<DiskImage> {
  * Opens an image for sweeping, with the locks of a writer; for a dry run with those of a reader, and only `wouldDrop`
  * may be asked for. Throws as {@link openNamedImage} does.
  */
-export async function openNamedForSweep(path: string, dryRun: boolean): Promise<SweepableImage> {
+export async function openNamedForSweep(path: string, options: SweepableOptions): Promise<SweepableImage> {
 	await checkNoDisk(path);
-	return await checked(await openSweepableImage(path, { dryRun }), "write");
+	return await checked(await openSweepableImage(path, options), "write");
 }
 
 /** An image that is open for reading, and what may be asked about sweeping it. */

@@ -19,6 +19,7 @@ import { openNamedForSweep } from "./named-image.ts";
 import { checkNoOverlay } from "./overlays.ts";
 import { type Prediction, predict, walkDroppable } from "./prediction.ts";
 import { checkpoint, type LongRunning } from "./progress.ts";
+import { checkNotSaved } from "./saved-machines.ts";
 
 export interface SweepOptions extends LongRunning, DropPolicy {
 	/** Changes nothing, and counts what a sweep would give back. */
@@ -29,6 +30,8 @@ export interface SweepOptions extends LongRunning, DropPolicy {
 	readonly keepLvmFree: boolean;
 	/** Images that were made on top of others: refused where this image is below one of them. */
 	readonly overlays: readonly string[];
+	/** Data files of a qcow2 image that lie in other folders than the image. */
+	readonly dataFiles: readonly string[];
 }
 
 /** What became of one volume. Sizes in bytes. */
@@ -68,13 +71,14 @@ export interface SweepReport {
  */
 export async function sweepImage(path: string, options: SweepOptions): Promise<SweepReport> {
 	await checkNoOverlay(path, options.overlays);
-	await using image = await openNamedForSweep(path, options.dryRun);
+	await checkNotSaved(path);
+	await using image = await openNamedForSweep(path, { dryRun: options.dryRun, dataFiles: options.dataFiles });
 	if (options.compact && image.compact === undefined)
 		throw new VmsweepError("USAGE", `${path} is a ${image.format} image; --compact is for qcow2. Leave it out.`);
 	options.onProgress?.({ step: "reading the guest's file systems", done: 0, total: null });
 	const map = await readGuestMap(image, { vmOff: options.vmOff, keepFreeExtents: options.keepLvmFree });
 	await checkpoint(options.signal, stopped(path, false));
-	return await new Sweeper(image, map, options).run();
+	return await new Sweeper(image, map, { ...options, keepNeverUsed: !image.dropsToZeros }).run();
 }
 
 class Sweeper {

@@ -5,6 +5,7 @@ import { mkdir, open, readFile, stat, truncate, writeFile } from "node:fs/promis
 import { describe, test } from "node:test";
 import type { SweepReport } from "../../src/services/sweep.ts";
 import { TemporaryFolder, temporaryFolder } from "../support/folders.ts";
+import { FuseMount } from "../support/fuse.ts";
 import { allocatedBytes, hashFile, hashTree } from "../support/hashes.ts";
 import { type Finished, run, runOk, start, vmsweep } from "../support/processes.ts";
 import { seededRandom, testSeed } from "../support/randomness.ts";
@@ -371,4 +372,37 @@ test("the second image of a disk is refused, also through a link; that disk's co
 	assertRefused(await run(vmsweep, ["map", `${disk}/first.log`]), 3, /first image of a vmsweep disk/);
 	await runOk("rm", ["-r", disk]);
 	await sweep(image);
+});
+
+test("storage that can't give space back is left as it is, and never filled with zeros", async (t) => {
+	if (!requireTool(t, "mkntfs", "ntfs-3g", "fuse", "mke2fs", "root")) return;
+	await using folder = await temporaryFolder();
+	const [host, mount] = [folder.file("host"), folder.file("mount")];
+	await runOk("truncate", ["-s", "300M", host]);
+	await runOk("mkntfs", ["-q", "-F", "-f", host]);
+	await using mounted = await FuseMount.mount("ntfs-3g", ["-o", "no_detach", host, mount]);
+	const image = `${mount}/image.raw`;
+	await runOk("truncate", ["-s", "100M", image]);
+	await runOk("mke2fs", ["-q", "-F", "-t", "ext4", image]);
+	const [before, contents] = [await allocatedBytes(image), await hashFile(image)];
+	assertRefused(await run(vmsweep, ["sweep", image]), 3, /its storage can't give a part of it back.*vmsweep convert/);
+	assert.deepEqual([await allocatedBytes(image), await hashFile(image)], [before, contents]);
+	await mounted.unmount();
+});
+
+test("a data file in another folder is changed only where the user names it", async (t) => {
+	if (!requireTool(t, "qemu-img", "mke2fs")) return;
+	await using folder = await temporaryFolder();
+	const [raw, image, elsewhere] = [folder.file("raw"), folder.file("image.qcow2"), folder.file("elsewhere")];
+	await mkdir(elsewhere);
+	await writeFile(raw, seededRandom(2).bytes(50 * MIB));
+	await runOk("mke2fs", ["-q", "-F", "-t", "ext4", "-E", "nodiscard", raw]);
+	const data = `${elsewhere}/data`;
+	await runOk("qemu-img", ["convert", "-O", "qcow2", "-o", `data_file=${data}`, raw, image]);
+	const before = await hashFile(data);
+	assertRefused(await run(vmsweep, ["sweep", image]), 3, /has its data in another folder: .*--data-file/);
+	assert.equal(await hashFile(data), before);
+	const { droppedBytes } = await sweep(image, "--data-file", data);
+	assert(droppedBytes > 20 * MIB, `${droppedBytes}`);
+	assert((await allocatedBytes(data)) < 25 * MIB);
 });

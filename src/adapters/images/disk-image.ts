@@ -63,6 +63,8 @@ export interface SweepableImage extends DiskImage {
 	 * short. `drop` and `wouldDrop` leave out what is not covered wholly.
 	 */
 	readonly unit: ByteCount;
+	/** False where what was dropped may read as anything, so that only what nobody will read may be dropped. */
+	readonly dropsToZeros: boolean;
 	/**
 	 * Gives whole units back to the host, as far as the format allows (a cluster that a snapshot shares stays). They
 	 * read as zeros afterwards, or stay as they were where the format can't say so. Small drops are gathered: ask for

@@ -13,7 +13,7 @@ import { AllocatedRuns } from "../os/allocated-runs.ts";
 import { type DataRun, dataRuns } from "../os/data-runs.ts";
 import type { ImageUse } from "../os/locks.ts";
 import { type LockedFile, openLocked } from "./open-file.ts";
-import { Puncher } from "./punch.ts";
+import { SpaceReturner } from "./punch.ts";
 import type { SecondImageKind } from "./second-image.ts";
 import { ioError, writeRun } from "./write-run.ts";
 
@@ -21,7 +21,13 @@ import { ioError, writeRun } from "./write-run.ts";
  * Opens a file of an image under QEMU's locks for `use`. Throws FILE_NOT_FOUND, FILE_WRONG_TYPE, IMAGE_LOCKED or IO.
  */
 export async function openHostImageFile(path: string, use: ImageUse): Promise<HostImageFile> {
-	return new HostImageFile(path, await openLocked(path, use));
+	const locked = await openLocked(path, use);
+	try {
+		return new HostImageFile(path, locked, await SpaceReturner.of(locked.file, path, locked.kind));
+	} catch (error) {
+		await locked.file.close();
+		throw error;
+	}
 }
 
 /** An open file of an image. Writing fails with IO where it was opened for reading. */
@@ -31,18 +37,18 @@ export class HostImageFile implements WritableImageFile, AsyncDisposable {
 	/** The same for all paths that lead to this file. */
 	readonly identity: string;
 	readonly #file: FileHandle;
-	readonly #puncher: Puncher;
+	readonly #returner: SpaceReturner;
 	#size: number;
 	#allocated: AllocatedRuns | undefined;
 	#flushFailed = false;
 
-	constructor(path: string, { file, kind, size, identity }: LockedFile) {
+	constructor(path: string, { file, kind, size, identity }: LockedFile, returner: SpaceReturner) {
 		this.path = path;
 		this.kind = kind;
 		this.identity = identity;
 		this.#file = file;
 		this.#size = size;
-		this.#puncher = new Puncher(file, path, kind);
+		this.#returner = returner;
 	}
 
 	get size(): ByteCount {
@@ -75,7 +81,17 @@ export class HostImageFile implements WritableImageFile, AsyncDisposable {
 
 	async punch(at: ByteOffset, length: ByteCount): Promise<void> {
 		this.#check(at, length);
-		await this.#puncher.punch(at, length);
+		await this.#returner.giveBack(at, length);
+	}
+
+	/** Can the host give space back at all? Known for sure once something was punched. */
+	get canPunch(): boolean {
+		return this.#returner.can;
+	}
+
+	/** Does what was punched read as zeros? */
+	get punchesToZeros(): boolean {
+		return this.#returner.zeroes;
 	}
 
 	async truncate(size: ByteCount): Promise<void> {

@@ -11,6 +11,7 @@
 //    header into its raw disk makes nobody read other files of the host through it
 //  - a chain is at most CHAIN_MAX images long, and no image stands in it twice
 
+import { realpath } from "node:fs/promises";
 import { dirname, isAbsolute, join } from "node:path";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { byteOffset } from "../../foundations/units.ts";
@@ -48,12 +49,14 @@ const CHAIN_MAX = 256;
  * Throws FILE_NOT_FOUND, FILE_WRONG_TYPE, IMAGE_LOCKED, IMAGE_UNSUPPORTED, IMAGE_DAMAGED or IO.
  */
 export async function openDiskImage(name: string, _use: "read" = "read"): Promise<DiskImage> {
-	return await openNamed(name, { format: null, above: [], mayNameFiles: true });
+	return await openNamed(name, { format: null, above: [], mayNameFiles: true, mayWrite: [] });
 }
 
 export interface SweepableOptions {
 	/** Opens for reading, with a reader's locks: only `wouldDrop` may be asked for then. */
 	readonly dryRun?: boolean;
+	/** Data files that the image may have in other folders than its own, as the user named them. */
+	readonly dataFiles?: readonly string[];
 }
 
 /**
@@ -78,7 +81,8 @@ export async function openSweepableImage(path: string, options: SweepableOptions
 			return await RawDiskImage.open(file);
 		}
 		if (format === "qcow2") {
-			const chain = { format: null, above: [], mayNameFiles: true };
+			const mayWrite = await Promise.all((options.dataFiles ?? []).map((name) => realpath(name).catch(() => name)));
+			const chain = { format: null, above: [], mayNameFiles: true, mayWrite };
 			const { openSweepableQcow2 } = await import("./qcow2-sweepable.ts");
 			return await openSweepableQcow2(file, openingOf(file, chain, use));
 		}
@@ -100,6 +104,8 @@ interface Chain {
 	readonly above: readonly string[];
 	/** May this image name further files? */
 	readonly mayNameFiles: boolean;
+	/** Real paths of files that it may name to be written, besides those in its own folder. */
+	readonly mayWrite: readonly string[];
 }
 
 async function openNamed(name: string, chain: Chain): Promise<DiskImage> {
@@ -142,6 +148,7 @@ function openingOf(file: HostImageFile, chain: Chain, use: ImageUse): Opening {
 		async openPart(name) {
 			allow("file beside it", name);
 			const partPath = besides(path, name);
+			if (use === "write") await checkMayWrite(path, partPath, chain.mayWrite);
 			const part = await openHostImageFile(partPath, use);
 			try {
 				if (use === "write") await checkNoLoopDevice(partPath);
@@ -159,11 +166,21 @@ function openingOf(file: HostImageFile, chain: Chain, use: ImageUse): Opening {
 			const known = format === null ? null : formatNamed(format, path);
 			const full = addressOpeners.some(({ pattern }) => pattern.test(name)) ? name : besides(path, name);
 			const mayNameFiles = known !== null;
-			return await openNamed(full, { format: known, above, mayNameFiles }).catch((error: unknown) => {
+			return await openNamed(full, { format: known, above, mayNameFiles, mayWrite: [] }).catch((error: unknown) => {
 				throw explained(error, path);
 			});
 		},
 	};
+}
+
+/** An image from elsewhere may name any file of the host: only what lies beside it, or what the user names, is changed. */
+async function checkMayWrite(image: string, part: string, named: readonly string[]): Promise<void> {
+	const real = await realpath(part).catch(() => part);
+	if (dirname(real) === dirname(await realpath(image)) || named.includes(real)) return;
+	throw new VmsweepError(
+		"IMAGE_UNSUPPORTED",
+		`${image} has its data in another folder: ${part}. If that is right, say so: --data-file ${part}.`,
+	);
 }
 
 /** A failure below an image says which image led there. */

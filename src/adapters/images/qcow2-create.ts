@@ -6,6 +6,7 @@ import { byteCount } from "../../foundations/units.ts";
 import { lockImage } from "../os/locks.ts";
 import { HostImageFile } from "./host-image-file.ts";
 import { openError } from "./open-file.ts";
+import { SpaceReturner } from "./punch.ts";
 
 /** An image that is being written. Closing it before `writer.finish` leaves a file that is no image. */
 export interface NewQcow2 {
@@ -25,7 +26,8 @@ export async function createQcow2(path: string, options: Omit<Qcow2WriterOptions
 	try {
 		await lockImage(handle.fd, path, "write");
 		const { dev, ino } = await handle.stat();
-		const file = new HostImageFile(path, { file: handle, kind: "file", size: byteCount(0), identity: `${dev}:${ino}` });
+		const locked = { file: handle, kind: "file", size: byteCount(0), identity: `${dev}:${ino}` } as const;
+		const file = new HostImageFile(path, locked, await SpaceReturner.of(handle, path, "file"));
 		return { writer: new Qcow2Writer(file, { ...options, path }), file };
 	} catch (error) {
 		await handle.close();

@@ -57,6 +57,7 @@ async function verified(file: HostImageFile): Promise<Verified> {
 
 class SweepableQcow2Image extends Qcow2Image implements SweepableImage {
 	readonly unit: ByteCount;
+	readonly dropsToZeros: boolean;
 	#verified: Verified;
 	/** Something was dropped that reads don't see yet. */
 	#unsettled = false;
@@ -64,6 +65,8 @@ class SweepableQcow2Image extends Qcow2Image implements SweepableImage {
 	constructor(files: Qcow2Files, image: Verified) {
 		super(files);
 		this.unit = byteCount(files.header.clusterSize);
+		// Clusters of a data file stay in the tables.
+		this.dropsToZeros = files.dataFile === null || files.dataFile.punchesToZeros;
 		this.#verified = image;
 	}
 

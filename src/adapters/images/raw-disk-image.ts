@@ -3,13 +3,17 @@
 // The served disk's second image is raw, too, but open under another contract: raw-image.ts.
 
 import type { DiskRun } from "../../core/images/virtual-disk.ts";
+import { VmsweepError } from "../../foundations/errors.ts";
 import { checkRange } from "../../foundations/source.ts";
+import { UnderWay } from "../../foundations/under-way.ts";
 import { type ByteCount, type ByteOffset, byteCount, byteOffset, roundDown, roundUp } from "../../foundations/units.ts";
 import type { HeldRun, ImagePart, SweepableImage } from "./disk-image.ts";
 import type { HostImageFile } from "./host-image-file.ts";
 
 /** Longest punch in one call, in bytes: bounds how long an interruption waits. */
 const PUNCH_BYTES_MAX = 256 * 1024 * 1024;
+/** The host works on one while the next is looked for. */
+const PUNCHES_AT_ONCE = 8;
 /** Runs that are looked at before others get their turn. */
 const RUNS_PER_TURN = 1024;
 
@@ -22,6 +26,7 @@ export class RawDiskImage implements SweepableImage {
 	readonly snapshots = [];
 	readonly warnings = [];
 	readonly #file: HostImageFile;
+	readonly #punches = new UnderWay(PUNCHES_AT_ONCE);
 
 	private constructor(file: HostImageFile, unit: ByteCount) {
 		this.#file = file;
@@ -57,10 +62,23 @@ export class RawDiskImage implements SweepableImage {
 		let bytes = 0;
 		for (const run of Array.from(this.#takingSpace(start, length))) {
 			for (let at = run.start; at < run.end; at += PUNCH_BYTES_MAX)
-				await this.#file.punch(byteOffset(at), byteCount(Math.min(run.end - at, PUNCH_BYTES_MAX)));
+				await this.#punches.add(this.#punch(at, Math.min(run.end - at, PUNCH_BYTES_MAX)));
 			bytes += run.end - run.start;
 		}
 		return bytes;
+	}
+
+	async #punch(at: number, length: number): Promise<void> {
+		await this.#file.punch(byteOffset(at), byteCount(length));
+		if (!this.#file.canPunch)
+			throw new VmsweepError(
+				"IMAGE_UNSUPPORTED",
+				`${this.path}: its storage can't give a part of it back. Copy it without its free space: vmsweep convert ${this.path} NEW.qcow2.`,
+			);
+	}
+
+	get dropsToZeros(): boolean {
+		return this.#file.punchesToZeros;
 	}
 
 	async wouldDrop(start: ByteOffset, length: ByteCount): Promise<number> {
@@ -74,6 +92,7 @@ export class RawDiskImage implements SweepableImage {
 	}
 
 	async flush(): Promise<void> {
+		await this.#punches.settled();
 		await this.#file.flush();
 	}
 
@@ -86,6 +105,7 @@ export class RawDiskImage implements SweepableImage {
 	}
 
 	async close(): Promise<void> {
+		await this.#punches.settled().catch(() => {}); // whoever drops also flushes, and was told there
 		await this.#file.close();
 	}
 

@@ -17,7 +17,10 @@ export type ImageFile = ByteSource;
 export interface WritableImageFile extends ImageFile {
 	/** Writes all of `bytes`; past the end the file grows, and what lies between reads as zeros. */
 	write(at: ByteOffset, bytes: Uint8Array): Promise<void>;
-	/** Gives the range's space back to the host; it reads as zeros afterwards. The file's size stays. */
+	/**
+	 * Gives the range's space back to the host, as far as the host can; nobody may care what it reads as afterwards. The
+	 * file's size stays.
+	 */
 	punch(at: ByteOffset, length: ByteCount): Promise<void>;
 	/** Sets the file's size: cuts what lies behind, or grows with zeros. */
 	truncate(size: ByteCount): Promise<void>;

@@ -53,6 +53,7 @@ const sweepCommand = (): Command =>
 		.option(...VM_OFF)
 		.option("--keep-lvm-free", "keep what lies in LVM's free extents, so that vgcfgrestore can bring it back")
 		.option("--overlay <file>", "an image made on top of this one; may be given several times", gather)
+		.option("--data-file <file>", "the image's data file, where that lies in another folder", gather)
 		.option(...JSON_OPTION)
 		.action(async (image, options) => (await import("./sweep.ts")).sweep(image, options));
 

@@ -12,14 +12,23 @@ interface SweepCommandOptions {
 	readonly vmOff?: boolean;
 	readonly keepLvmFree?: boolean;
 	readonly overlay?: readonly string[];
+	readonly dataFile?: readonly string[];
 	readonly json?: boolean;
 }
 
 export async function sweep(path: string, options: SweepCommandOptions): Promise<void> {
-	const { dryRun = false, compact = false, vmOff = false, keepLvmFree = false, overlay = [], json = false } = options;
+	const {
+		dryRun = false,
+		compact = false,
+		vmOff = false,
+		keepLvmFree = false,
+		overlay = [],
+		dataFile = [],
+		json = false,
+	} = options;
 	const report = await interruptible(async (signal) => {
 		using bar = new ProgressBar();
-		const how = { dryRun, compact, vmOff, keepLvmFree, overlays: overlay };
+		const how = { dryRun, compact, vmOff, keepLvmFree, overlays: overlay, dataFiles: dataFile };
 		return await sweepImage(path, { ...how, signal, onProgress: bar.update });
 	});
 	await (json ? printJson(report) : print(describe(report)));

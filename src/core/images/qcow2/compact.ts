@@ -26,7 +26,7 @@ import {
 	type ObjectKind,
 	planMoves,
 } from "./compact-plan.ts";
-import { readHeader } from "./header.ts";
+import { clearUnknownAutoclear, readHeader } from "./header.ts";
 import { entryOffset } from "./layout.ts";
 import { RefcountBlocks } from "./refcounts.ts";
 import { readSnapshots } from "./snapshots.ts";
@@ -68,6 +68,7 @@ export async function compactImage(file: WritableImageFile, path: string, option
 			);
 		const usual = Math.max(1, Math.min(ROUND_CLUSTERS_MAX, ROUND_BYTES / clusterSize));
 		const moves = await planMoves(target, options.roundClusters ?? usual);
+		if (moves.length > 0 && target.header.unknownAutoclear) await clearUnknownAutoclear(file, target.header);
 		for (const kind of kindsInOrder) {
 			const some = moves.filter((move) => move.kind === kind);
 			if (some.length > 0) await moveAll(file, target, kind, some);

@@ -7,7 +7,7 @@ import { VmsweepError } from "../../../foundations/errors.ts";
 import { readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import { type ByteCount, byteCount, byteOffset, divCeil, formatBytes } from "../../../foundations/units.ts";
-import type { ImageFile } from "../image-file.ts";
+import type { ImageFile, WritableImageFile } from "../image-file.ts";
 import * as layout from "./layout.ts";
 
 /** What a header says. Offsets and sizes in bytes of the host file, unless said otherwise. */
@@ -121,7 +121,6 @@ export async function readHeader(file: ImageFile, path: string): Promise<Qcow2He
 		throw damaged(`its snapshot table is at byte ${v2.snapshotsOffset}, inside a cluster`);
 
 	const autoclear = { high: v3?.autoclearHigh ?? 0, low: v3?.autoclearLow ?? 0 };
-	const knownAutoclear = layout.Autoclear.BITMAPS | layout.Autoclear.RAW_DATA_FILE;
 	return {
 		version,
 		size: byteCount(v2.size),
@@ -147,7 +146,7 @@ export async function readHeader(file: ImageFile, path: string): Promise<Qcow2He
 		corrupt: has(layout.Incompatible.CORRUPT),
 		bitmapCount: extensions.bitmapCount,
 		hasUnknownParts: extensions.hasUnknown || headerLength > layout.HEADER_V3_LENGTH_KNOWN,
-		unknownAutoclear: autoclear.high !== 0 || (autoclear.low & ~knownAutoclear) !== 0,
+		unknownAutoclear: autoclear.high !== 0 || (autoclear.low & ~KNOWN_AUTOCLEAR) !== 0,
 		autoclear,
 	};
 }
@@ -228,4 +227,17 @@ function padded(bytes: Uint8Array, length: number): Uint8Array {
 	const longer = new Uint8Array(length);
 	longer.set(bytes);
 	return longer;
+}
+
+const KNOWN_AUTOCLEAR = layout.Autoclear.BITMAPS | layout.Autoclear.RAW_DATA_FILE;
+
+/**
+ * Clears the autoclear bits that aren't known here: what they stand for will no longer be true. Durable when it resolves;
+ * to be done before the first change of an image that has some. Throws IO.
+ */
+export async function clearUnknownAutoclear(file: WritableImageFile, { autoclear }: Qcow2Header): Promise<void> {
+	const word = new Uint8Array(8);
+	viewOf(word).setUint32(4, autoclear.low & KNOWN_AUTOCLEAR);
+	await file.write(byteOffset(layout.HeaderV3.offset.autoclearHigh), word);
+	await file.flush();
 }

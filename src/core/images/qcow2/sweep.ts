@@ -16,9 +16,10 @@
 import { assert, VmsweepError } from "../../../foundations/errors.ts";
 import { checkRange, readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
+import { UnderWay } from "../../../foundations/under-way.ts";
 import { byteCount, byteOffset, roundDown, roundUp } from "../../../foundations/units.ts";
 import type { ImageFile, WritableImageFile } from "../image-file.ts";
-import type { Qcow2Header } from "./header.ts";
+import { clearUnknownAutoclear, type Qcow2Header } from "./header.ts";
 import * as layout from "./layout.ts";
 import { Holds, SATURATED, writeSectors } from "./refcounts.ts";
 import { compressedPlace } from "./tables.ts";
@@ -46,8 +47,6 @@ const GATHERED_CLUSTERS = 2 ** 20;
 /** Longest punch in one call, in bytes: bounds how long an interruption waits. */
 const PUNCH_BYTES_MAX = 256 << 20;
 const PUNCHES_AT_ONCE = 8;
-/** Autoclear feature word of the header. */
-const AUTOCLEAR_AT = 88;
 
 interface L2Table {
 	readonly l1Index: number;
@@ -160,7 +159,8 @@ export class Qcow2Sweep {
 		// After a failure what is in the file is unknown, and what is here is no longer true.
 		this.#failed = true;
 		const { header, image } = this.#target;
-		if (this.#headerToWrite) await this.#clearUnknownAutoclear(file);
+		if (this.#headerToWrite) await clearUnknownAutoclear(file, header);
+		this.#headerToWrite = false;
 		if (this.#soleReferences.size > 0) await this.#flagSoleReferences(file);
 		for (const { offset, view, changedFrom, changedTo } of this.#changed.values())
 			await writeSectors(file, offset, view, changedFrom, changedTo);
@@ -321,16 +321,6 @@ export class Qcow2Sweep {
 		}
 		return ranges;
 	}
-
-	async #clearUnknownAutoclear(file: WritableImageFile): Promise<void> {
-		const { autoclear, version } = this.#target.header;
-		assert(version === 3, "autoclear bits in version 2");
-		const word = new Uint8Array(8);
-		viewOf(word).setUint32(4, autoclear.low & (layout.Autoclear.BITMAPS | layout.Autoclear.RAW_DATA_FILE));
-		await file.write(byteOffset(AUTOCLEAR_AT), word);
-		await file.flush();
-		this.#headerToWrite = false;
-	}
 }
 
 /** From the smallest number to behind the largest. */
@@ -345,19 +335,11 @@ function bounds(numbers: ReadonlySet<number>): [from: number, to: number] {
 
 /** In any order, some at once. */
 export async function punchAll(file: WritableImageFile, ranges: Iterable<HostRange>): Promise<void> {
-	let pending: Promise<void>[] = [];
-	try {
-		for (const { start, end } of ranges)
-			for (let at = start; at < end; at += PUNCH_BYTES_MAX) {
-				pending.push(file.punch(byteOffset(at), byteCount(Math.min(end - at, PUNCH_BYTES_MAX))));
-				if (pending.length < PUNCHES_AT_ONCE) continue;
-				await Promise.all(pending);
-				pending = [];
-			}
-		await Promise.all(pending);
-	} finally {
-		await Promise.allSettled(pending);
-	}
+	const punches = new UnderWay(PUNCHES_AT_ONCE);
+	for (const { start, end } of ranges)
+		for (let at = start; at < end; at += PUNCH_BYTES_MAX)
+			await punches.add(file.punch(byteOffset(at), byteCount(Math.min(end - at, PUNCH_BYTES_MAX))));
+	await punches.settled();
 }
 
 function isEmpty(view: DataView, at: number, extendedL2: boolean): boolean {
