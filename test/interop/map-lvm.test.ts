@@ -445,6 +445,11 @@ describe("LVM", () => {
 			return await mapOf(copy);
 		};
 		assert.equal(volumeOf(await changed(/vg0/, "vg1"), "disk").kept, null, "negative control");
+		const notAutomatic = await changed(
+			/\["READ", "WRITE", "VISIBLE"\]/,
+			'["READ", "WRITE", "VISIBLE", "NOAUTOACTIVATE"]',
+		);
+		assert.equal(volumeOf(notAutomatic, "disk").kept, null, "harmless to who has which extents");
 		assert.match(volumeOf(await changed(/"pv0", 5\b/, '"pv0", 4'), "disk").kept!, /uses extent 4 of pv0 twice/);
 		assert.match(volumeOf(await changed(/"pv0", 10\b/, '"pv0", 98'), "disk").kept!, /behind the end of pv0/);
 		const unknown = await changed(/type = "striped"/, 'type = "quantum"');

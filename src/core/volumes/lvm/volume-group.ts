@@ -8,6 +8,7 @@
 //    striped segments, and no other logical volume has anything to do with it. A snapshot reads its origin's blocks,
 //    a thin pool or a mirror has its own idea of what they mean; all those are kept.
 //  - an extent is free only where everything in the text was understood; one unknown kind of segment keeps them all
+//  - each area of a segment is on a volume that the text knows: else its extents would seem to belong to nobody
 //  - no extent belongs to two; where one does, the text is damaged and nothing of the group is believed
 //
 // Sizes in the text are sectors of 512 bytes or extents; results are extents, and bytes where the name says so.
@@ -69,12 +70,11 @@ export interface Segment {
 
 const damaged = (what: string): VmsweepError => new VmsweepError("VOLUME_DAMAGED", `its LVM metadata ${what}`);
 
-/** Kinds of segments that lie on other logical volumes only. Those of RAID have many names. */
-const STACKED =
-	/^(?:error|zero|snapshot|thin|thin-pool|cache|cache-pool|writecache|integrity|vdo|vdo-pool|raid\d+\w*)$/;
-const USUAL_GROUP_STATUS = new Set(["RESIZEABLE", "READ", "WRITE"]);
+/** Kinds of segments that lie on other logical volumes only. Those of RAID have many names; each is tried in one way. */
+const STACKED = /^(?:error|zero|snapshot|thin|thin-pool|cache|cache-pool|writecache|integrity|vdo|vdo-pool|raid\d\w*)$/;
+const USUAL_GROUP_STATUS = new Set(["RESIZEABLE", "READ", "WRITE", "NOAUTOACTIVATE"]);
 const USUAL_MEMBER_STATUS = new Set(["ALLOCATABLE"]);
-const USUAL_STATUS = new Set(["READ", "WRITE", "VISIBLE", "FIXED_MINOR", "ACTIVATION_SKIP"]);
+const USUAL_STATUS = new Set(["READ", "WRITE", "VISIBLE", "FIXED_MINOR", "ACTIVATION_SKIP", "NOAUTOACTIVATE"]);
 /** Words that keep a volume, but say nothing about who has which extents. */
 const HARMLESS_STATUS = new Set(["CACHE_VOL", "ERROR_WHEN_FULL", "NOTSYNCED"]);
 /** Flags that LVM hangs on a segment's kind, so that older versions of it keep their hands off. */
@@ -122,6 +122,7 @@ class GroupParser {
 	readonly #group: Section;
 	readonly #drafts = new Map<string, Draft>();
 	readonly #members: ReadonlyMap<string, Section>;
+	readonly #volumes: ReadonlyMap<string, Section>;
 	readonly #allocated = new Map<string, Extents[]>();
 	#freeKept: string | null = null;
 
@@ -129,17 +130,17 @@ class GroupParser {
 		this.#name = name;
 		this.#group = group;
 		this.#members = sections(sectionAt(group, "physical_volumes"));
+		this.#volumes = sections(sectionAt(group, "logical_volumes"));
 		for (const key of this.#members.keys()) this.#allocated.set(key, []);
 	}
 
 	parse(): VolumeGroup {
 		const extentBytes = numberAt(this.#group, "extent_size") * SECTOR;
 		if (extentBytes === 0 || !Number.isSafeInteger(extentBytes)) throw damaged("has extents without a size");
-		const volumes = sections(sectionAt(this.#group, "logical_volumes"));
-		for (const name of volumes.keys())
+		for (const name of this.#volumes.keys())
 			if (this.#members.has(name)) throw damaged(`calls a physical and a logical volume ${name}`);
-		for (const [name, volume] of volumes) this.#drafts.set(name, this.#readVolume(checkedName(name), volume));
-		for (const [name, volume] of volumes) this.#readUses(name, volume);
+		for (const [name, volume] of this.#volumes) this.#drafts.set(name, this.#readVolume(checkedName(name), volume));
+		for (const [name, volume] of this.#volumes) this.#readUses(name, volume);
 		return {
 			id: stringAt(this.#group, "id"),
 			name: this.#name,
@@ -214,8 +215,10 @@ class GroupParser {
 		const count = numberAt(segment, "extent_count");
 		if (kind !== "striped" && kind !== "linear" && kind !== "mirror") {
 			draft.isStacked = true;
+			// These lists lead to physical volumes, even where they now name none.
+			const leadsToMembers = segment.has("stripes") || segment.has("mirrors");
 			const strays = [...segment].some(([key, value]) => !WORDS.has(key) && this.#namesMember(value));
-			if (!STACKED.test(kind) || strays) this.#keepFree(`${draft.name} is of the kind ${kind}`);
+			if (!STACKED.test(kind) || leadsToMembers || strays) this.#keepFree(`${draft.name} is of the kind ${kind}`);
 			return;
 		}
 		const key = kind === "mirror" ? "mirrors" : "stripes";
@@ -227,6 +230,8 @@ class GroupParser {
 			throw damaged(`divides a segment of ${draft.name} unevenly`);
 		for (const { member, extent } of areas) {
 			const allocated = this.#allocated.get(member);
+			if (allocated === undefined && (member === draft.name || !this.#volumes.has(member)))
+				throw damaged(`has a part of ${draft.name} on itself or on a volume that it doesn't know`);
 			if (allocated === undefined) draft.isStacked = true;
 			else allocated.push({ start: extent, end: extent + stripeExtents });
 		}
@@ -262,14 +267,18 @@ class GroupParser {
 
 	/** What is shown: visible volumes with what is hidden below them, and hidden ones that nobody visible has. */
 	#listed(): LogicalVolumeText[] {
-		const owners = new Map<string, string>();
-		for (const name of this.#drafts.keys()) owners.set(name, this.#ownerOf(name));
+		const owners = this.#owners();
 		const hidden = new Map<string, Segment[]>();
-		for (const [name, owner] of owners)
-			if (owner !== name) hidden.set(owner, [...(hidden.get(owner) ?? []), ...this.#drafts.get(name)!.segments]);
+		for (const [name, owner] of owners) {
+			if (owner === null || owner === name) continue;
+			const segments = hidden.get(owner) ?? [];
+			for (const segment of this.#drafts.get(name)!.segments) segments.push(segment);
+			hidden.set(owner, segments);
+		}
 		const listed: LogicalVolumeText[] = [];
 		for (const draft of this.#drafts.values()) {
-			if (owners.get(draft.name) !== draft.name) continue;
+			const owner = owners.get(draft.name);
+			if (owner !== null && owner !== draft.name) continue;
 			const { name: ownName, uuid, extentCount } = draft;
 			const segments = [...draft.segments, ...(hidden.get(ownName) ?? [])];
 			if (!draft.isVisible && segments.length === 0) continue;
@@ -280,18 +289,34 @@ class GroupParser {
 		return listed;
 	}
 
-	/** The visible volume that a hidden one is a part of: up along its users, as long as there is one only. */
-	#ownerOf(name: string): string {
-		const seen = new Set<string>();
-		let at = name;
-		while (!this.#drafts.get(at)!.isVisible && !seen.has(at)) {
-			seen.add(at);
-			const users = new Set(this.#drafts.get(at)!.users.map((user) => user.name));
-			if (users.size !== 1) return name;
-			[at] = users as unknown as [string];
+	/**
+	 * The visible volume that each one is a part of: up along its users, as long as there is one only; null where that
+	 * leads nowhere. All on the way there have the same, so each is looked at once: a text may have a chain of thousands.
+	 */
+	#owners(): ReadonlyMap<string, string | null> {
+		const owners = new Map<string, string | null>();
+		for (const name of this.#drafts.keys()) {
+			const way: string[] = [];
+			let at: string | undefined = name;
+			while (at !== undefined && !owners.has(at)) {
+				const draft = this.#drafts.get(at)!;
+				// Null also for a way that comes back to itself.
+				owners.set(at, draft.isVisible ? at : null);
+				way.push(at);
+				if (draft.isVisible) break;
+				at = soleUser(draft);
+			}
+			const owner = at === undefined ? null : owners.get(at)!;
+			for (const each of way) owners.set(each, owner);
 		}
-		return this.#drafts.get(at)!.isVisible ? at : name;
+		return owners;
 	}
+}
+
+/** The one volume that uses another; undefined where there is none, or several. */
+function soleUser({ users }: Draft): string | undefined {
+	const first = users[0]?.name;
+	return users.every(({ name }) => name === first) ? first : undefined;
 }
 
 /** Why a logical volume is kept, and what to call it; null where it may be read. */
