@@ -3,6 +3,9 @@
 // Tables of a large image don't fit in memory, and a guest map asks for the same few again and again. What is being
 // read counts as cached already, so that concurrent readers share one read.
 
+/** What an entry takes besides, in bytes, roughly: a hostile image may have millions of tables of four bytes. */
+const ENTRY_OVERHEAD = 400;
+
 /** Keeps what was used last. Keys are the caller's: usually a position in a file. */
 export class BoundedCache<T> {
 	readonly #budget: number;
@@ -24,8 +27,9 @@ export class BoundedCache<T> {
 			return found.value;
 		}
 		const value = load();
-		this.#entries.set(key, { value, cost });
-		this.#used += cost;
+		const whole = cost + ENTRY_OVERHEAD;
+		this.#entries.set(key, { value, cost: whole });
+		this.#used += whole;
 		value.catch(() => this.#forget(key, value));
 		for (const oldest of this.#entries.keys()) {
 			if (this.#used <= this.#budget || oldest === key) break;

@@ -7,6 +7,7 @@
 
 import { type ByteSource, checkRange } from "../../../foundations/source.ts";
 import { type ByteCount, type ByteOffset, byteCount, byteOffset } from "../../../foundations/units.ts";
+import { BoundedCache } from "../bounded-cache.ts";
 import type { ImageFile } from "../image-file.ts";
 import type { DiskRun, DiskRunKind, VirtualDisk } from "../virtual-disk.ts";
 import type { Qcow2Header } from "./header.ts";
@@ -43,8 +44,8 @@ const UNPACKED_BYTES = 4 << 20;
 export class Qcow2Disk implements VirtualDisk {
 	readonly size: ByteCount;
 	readonly #parts: Qcow2Parts;
-	/** By host offset; the most recently used last. */
-	readonly #unpacked = new Map<number, Promise<Uint8Array>>();
+	/** By the guest's cluster: in a damaged image, two may lie at one place with different lengths. */
+	readonly #unpacked = new BoundedCache<Uint8Array>(UNPACKED_BYTES);
 
 	constructor(parts: Qcow2Parts) {
 		this.#parts = parts;
@@ -60,7 +61,12 @@ export class Qcow2Disk implements VirtualDisk {
 				const run = await this.#parts.tables.run(done, end);
 				const part = into.subarray(done - at, done - at + run.length);
 				if (run.kind === "zero" || (run.kind === "absent" && this.#parts.backing === null)) part.fill(0);
-				else pending.push(this.#readRun(run, part));
+				else {
+					const reading = this.#readRun(run, part);
+					// It may fail while the next table is read, before anybody waits for it: not a failure of the process.
+					reading.catch(() => {});
+					pending.push(reading);
+				}
 				done += run.length;
 				if (pending.length < READS_AT_ONCE) continue;
 				await Promise.all(pending);
@@ -139,13 +145,8 @@ export class Qcow2Disk implements VirtualDisk {
 	}
 
 	async #unpackedCluster(run: StoredRun): Promise<Uint8Array> {
-		const kept = this.#unpacked.get(run.host);
-		const cluster = kept ?? this.#unpack(run);
-		this.#unpacked.delete(run.host);
-		this.#unpacked.set(run.host, cluster);
-		const most = Math.max(1, UNPACKED_BYTES / this.#parts.header.clusterSize);
-		if (this.#unpacked.size > most) this.#unpacked.delete(this.#unpacked.keys().next().value!);
-		return await cluster;
+		const { clusterSize } = this.#parts.header;
+		return await this.#unpacked.get(run.start - (run.start % clusterSize), clusterSize, () => this.#unpack(run));
 	}
 
 	async #unpack({ host, compressedLength, start }: StoredRun): Promise<Uint8Array> {

@@ -72,7 +72,8 @@ function checkHeader(header: ReturnType<typeof Header.at>, name: string): void {
 	if (!isPowerOfTwo(blockSize) || blockSize < BLOCK_BYTES_MIN || blockSize > BLOCK_BYTES_MAX)
 		throw damaged(`${name}: the VDI header`, `gives a block size of ${blockSize} bytes`);
 	if (tableOffset < Header.size) throw damaged(`${name}: the VDI header`, "puts the table of blocks into itself");
-	if (diskSize > blockCount * blockSize || diskSize % sectorSize !== 0)
+	// Behind 2^53 positions are no longer exact.
+	if (diskSize > blockCount * blockSize || diskSize % sectorSize !== 0 || !Number.isSafeInteger(diskSize))
 		throw damaged(`${name}: the VDI header`, `gives a disk of ${diskSize} bytes ${blockCount} blocks of ${blockSize}`);
 }
 

@@ -134,7 +134,8 @@ async function openDynamic(
 	const { blockSize, tableOffset, tableEntries } = header;
 	if (!isPowerOfTwo(blockSize) || blockSize < SECTOR_BYTES || blockSize > BLOCK_BYTES_MAX)
 		throw damaged(what, `gives a block size of ${blockSize} bytes`);
-	if (size > tableEntries * blockSize)
+	// Behind 2^53 positions are no longer exact.
+	if (size > tableEntries * blockSize || !Number.isSafeInteger(size))
 		throw damaged(what, `gives ${tableEntries} blocks of ${blockSize} bytes to a disk of ${size} bytes`);
 	const entries = Math.ceil(size / blockSize);
 	checkInside(file, tableOffset, entries * ENTRY_BYTES, `${name}: the table of blocks`);

@@ -56,8 +56,8 @@ export function parseDescriptor(bytes: Uint8Array, name: string): Descriptor {
 			extents.push(extent);
 			continue;
 		}
-		const field = /^\s*([\w.]+)\s*=\s*"?([^"]*)"?\s*$/.exec(line);
-		if (field !== null) fields.set(field[1]!.toLowerCase(), field[2]!.trim());
+		const field = parseField(line);
+		if (field !== null) fields.set(field.key, field.value);
 	}
 	if ([...fields.keys()].some((key) => key.startsWith("encrypt")))
 		throw unsupported(name, "it is an encrypted VMDK", "Remove the encryption with VMware first.");
@@ -73,6 +73,16 @@ export function parseDescriptor(bytes: Uint8Array, name: string): Descriptor {
 				: { file: fileInFolder(parentFile, name), cid: parentCid },
 		extents,
 	};
+}
+
+/**
+ * `key = "value"`, the quotes may be missing; null where a line is something else. In two steps: one pattern for all of
+ * it would try every division of a long run of spaces, and some thousand of them would take minutes.
+ */
+function parseField(line: string): { readonly key: string; readonly value: string } | null {
+	const assignment = /^\s*([\w.]+)\s*=(.*)$/s.exec(line);
+	const value = assignment === null ? null : /^"?([^"]*)"?$/.exec(assignment[2]!.trim());
+	return value === null ? null : { key: assignment![1]!.toLowerCase(), value: value[1]!.trim() };
 }
 
 function parseExtent(line: string, name: string): ExtentLine {
