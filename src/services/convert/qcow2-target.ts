@@ -1,19 +1,16 @@
 // qcow2 target: a new image whose clusters are written as they come, or packed with zstd.
 //
 //   piece ─► clusters with content ─┬─► runs ─► a place in the file (in turn) ─► written, several at once
-//                                   └─► packed on Node's threads ─► appended (in turn)
+//                                   └─► packed on threads (packers.ts) ─► appended (in turn)
 //
 // Only finding places is done in turn: it changes the image's tables.
 
 import { unlink } from "node:fs/promises";
-import { promisify } from "node:util";
-import { zstdCompress } from "node:zlib";
 import { createQcow2, type NewQcow2 } from "../../adapters/images/qcow2-create.ts";
-import { type ByteCount, byteCount, byteOffset } from "../../foundations/units.ts";
+import { type ByteCount, byteCount, byteOffset, roundUp } from "../../foundations/units.ts";
+import { Packers } from "./packers.ts";
 import { type ConvertTarget, EarlyFlusher, giveName, partName } from "./target.ts";
 import { runsWithContent } from "./zeros.ts";
-
-const zstd = promisify<Uint8Array, Uint8Array>(zstdCompress);
 
 interface Qcow2TargetOptions {
 	/** The guest's disk. */
@@ -28,7 +25,8 @@ export class Qcow2Target implements ConvertTarget {
 	hostBytes = 0;
 	readonly #name: string;
 	readonly #image: NewQcow2;
-	readonly #isPacked: boolean;
+	/** Undefined where clusters are written as they come. */
+	readonly #packers: Packers | undefined;
 	readonly #flusher: EarlyFlusher;
 	/** Ends when all changes of the tables that were asked for are done. */
 	#turn: Promise<unknown> = Promise.resolve();
@@ -37,7 +35,7 @@ export class Qcow2Target implements ConvertTarget {
 		this.#name = name;
 		this.#image = image;
 		this.granule = clusterSize;
-		this.#isPacked = compress === "zstd";
+		this.#packers = compress === "zstd" ? new Packers() : undefined;
 		this.#flusher = new EarlyFlusher(() => image.file.flush());
 	}
 
@@ -58,7 +56,8 @@ export class Qcow2Target implements ConvertTarget {
 		let written = 0;
 		for (const { start, end } of runsWithContent(bytes, this.granule)) {
 			const run = bytes.subarray(start, end);
-			written += await (this.#isPacked ? this.#pack(at + start, run) : this.#writeRun(at + start, run));
+			const from = at + start;
+			written += await (this.#packers === undefined ? this.#writeRun(from, run) : this.#pack(this.#packers, from, run));
 		}
 		this.#flusher.note(written);
 		return written;
@@ -68,6 +67,7 @@ export class Qcow2Target implements ConvertTarget {
 		const { file, writer } = this.#image;
 		await this.#turn;
 		await this.#flusher.settled();
+		await this.#packers?.[Symbol.asyncDispose]();
 		await writer.finish();
 		this.hostBytes = await file.allocatedBytes();
 		await file.close();
@@ -78,6 +78,7 @@ export class Qcow2Target implements ConvertTarget {
 		const { file } = this.#image;
 		await this.#turn.catch(() => {});
 		await this.#flusher.settled().catch(() => {});
+		await this.#packers?.[Symbol.asyncDispose]();
 		await file.close().catch(() => {});
 		await unlink(file.path).catch(() => {});
 	}
@@ -95,14 +96,15 @@ export class Qcow2Target implements ConvertTarget {
 	}
 
 	/** Each cluster by itself, as the format has it; one that zstd can't make smaller is written as it is. */
-	async #pack(at: number, bytes: Uint8Array): Promise<number> {
+	async #pack(packers: Packers, at: number, bytes: Uint8Array): Promise<number> {
 		let written = 0;
-		for (let start = 0; start < bytes.length; start += this.granule) {
+		const packed = await packers.pack(filledUp(bytes, this.granule), this.granule);
+		for (const [index, frame] of packed.entries()) {
+			const start = index * this.granule;
 			const cluster = bytes.subarray(start, start + this.granule);
-			const packed = await zstd(filledUp(cluster, this.granule));
-			if (packed.length >= this.granule) written += await this.#writeRun(at + start, cluster);
+			if (frame === null) written += await this.#writeRun(at + start, cluster);
 			else {
-				await this.#inTurn(() => this.#image.writer.appendPacked(byteOffset(at + start), packed));
+				await this.#inTurn(() => this.#image.writer.appendPacked(byteOffset(at + start), frame));
 				written += cluster.length;
 			}
 		}
@@ -117,9 +119,9 @@ export class Qcow2Target implements ConvertTarget {
 }
 
 /** The disk's last cluster may be short; packed it is whole. */
-function filledUp(cluster: Uint8Array, size: number): Uint8Array {
-	if (cluster.length === size) return cluster;
-	const whole = new Uint8Array(size);
-	whole.set(cluster);
+function filledUp(bytes: Uint8Array, clusterSize: number): Uint8Array {
+	if (bytes.length % clusterSize === 0) return bytes;
+	const whole = new Uint8Array(roundUp(bytes.length, clusterSize));
+	whole.set(bytes);
 	return whole;
 }
