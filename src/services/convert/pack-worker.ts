@@ -2,7 +2,7 @@
 
 import { parentPort } from "node:worker_threads";
 import { zstdCompressSync } from "node:zlib";
-import type { PackAnswer, PackRequest } from "./packers.ts";
+import type { PackAnswer, PackRequest } from "./pack-messages.ts";
 
 /** Room for what zstd adds to data that it can't make smaller, so that its output is one piece. In bytes. */
 const SLACK = 1024;

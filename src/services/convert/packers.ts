@@ -7,23 +7,10 @@
 
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
+import type { PackAnswer, PackRequest } from "./pack-messages.ts";
 
 /** More would only compete with reading and writing. */
 const THREADS_MAX = 8;
-
-/** What a packer thread is asked. */
-export interface PackRequest {
-	readonly id: number;
-	/** Whole clusters. */
-	readonly bytes: Uint8Array<ArrayBuffer>;
-	readonly clusterSize: number;
-}
-
-/** What it answers: a frame per cluster. */
-export interface PackAnswer {
-	readonly id: number;
-	readonly packed: readonly (Uint8Array | null)[];
-}
 
 interface Waiting {
 	readonly resolve: (packed: PackAnswer["packed"]) => void;
@@ -68,6 +55,7 @@ export class Packers implements AsyncDisposable {
 	}
 
 	#failAll(error: unknown): void {
-		for (const id of [...this.#waiting.keys()]) this.#take(id)!.reject(error);
+		for (const { reject } of this.#waiting.values()) reject(error);
+		this.#waiting.clear();
 	}
 }
