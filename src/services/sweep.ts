@@ -153,9 +153,12 @@ const hostBytes = async (image: DiskImage): Promise<number> => (await image.allo
 const stopped = (path: string, isPartly: boolean): string =>
 	`stopped before the end; ${path} is as good as before${isPartly ? ", with a part of its free space given back" : ""}. Run the same command to finish.`;
 
-/** Throws NOTHING_TO_SWEEP where every volume had to be kept: the user hoped for something and should know why not. */
-export function checkSwept({ image, volumes }: SweepReport): void {
-	if (volumes.some(({ kept }) => kept === null)) return;
+/**
+ * Throws NOTHING_TO_SWEEP where every volume had to be kept, and no space came back otherwise: the user hoped for
+ * something and should know why not.
+ */
+export function checkSwept({ image, volumes, hostBytesBefore, hostBytesAfter }: SweepReport): void {
+	if (volumes.some(({ kept }) => kept === null) || hostBytesAfter < hostBytesBefore) return;
 	const reasons = volumes.map(({ id, type, kept }) => `${id} (${type}): ${kept?.replace(/\.$/, "")}`);
 	const why = reasons.length === 0 ? "there is no volume on it" : reasons.join("; ");
 	throw new VmsweepError("NOTHING_TO_SWEEP", `${image}: nothing can be dropped safely. ${why}.`);
