@@ -131,7 +131,7 @@ function putChecksum(raw: Uint8Array, at: number, geometry: Geometry): void {
 	if (geometry.version === 5) viewOf(raw).setUint32(at, crc32cOf(raw, at), true);
 }
 
-/** Changes up to `limit` first bytes: random values, edge values, single bits. */
+/** As reader-fuzz.ts does it, but numbers are big-endian here. */
 function scramble(bytes: Uint8Array, random: Random, limit = bytes.length): void {
 	const length = Math.min(bytes.length, limit);
 	if (length === 0) return;

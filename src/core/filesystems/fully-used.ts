@@ -7,8 +7,8 @@ import type { FileSystemMap, FileSystemReader } from "../../foundations/guest-ma
 import { readBytes } from "../../foundations/source.ts";
 import { bytes, struct, u8, u16le, u32le, u64le, viewOf } from "../../foundations/struct.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
-import type { VolumeIdentity } from "./cluster-map.ts";
-import { keptWhole } from "./cluster-map.ts";
+import type { VolumeIdentity } from "./kept-volume.ts";
+import { keptWhole } from "./kept-volume.ts";
 
 /** Superblock of SquashFS 4 (Linux, fs/squashfs/squashfs_fs.h). */
 const Squashfs = struct("squashfs_super_block", 96, {

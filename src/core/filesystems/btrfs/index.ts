@@ -12,16 +12,17 @@
 // the volume is as good as cleanly unmounted, and is called that. Of a VM that still lives (running, or saved with its
 // memory) nobody can tell: it may have written data that its next commit will refer to.
 
-import { isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
+import { VmsweepError } from "../../../foundations/errors.ts";
 import type { FileSystemMap } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
+import { keptWhole, reasonToKeep } from "../kept-volume.ts";
 import type { BlockGroups } from "./block-groups.ts";
 import type { ChunkMap } from "./chunks.ts";
 import { freeOnDevice } from "./device-space.ts";
 import { readBlockGroups } from "./free-space.ts";
 import { TreeId } from "./layout.ts";
-import { type Geometry, type Identity, identify, openVolume, readSuperblock } from "./open.ts";
+import { type Geometry, identify, openVolume, readSuperblock } from "./open.ts";
 import { checkDevice, readChunks, readRoots, rootOf } from "./roots.ts";
 import { TreeReader } from "./tree.ts";
 
@@ -35,8 +36,10 @@ export async function readBtrfs(volume: ByteSource): Promise<FileSystemMap | nul
 	try {
 		return await readSpace(volume, await openVolume(volume, raw));
 	} catch (error) {
-		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;
-		return keptWhole(identify(raw), volume, error.message);
+		const why = reasonToKeep(error);
+		if (why === null) throw error;
+		const identity = identify(raw);
+		return keptWhole({ type: "btrfs", ...identity }, identity.logEmpty ? "clean" : "dirty", volume, why);
 	}
 }
 
@@ -82,21 +85,5 @@ function describe(geometry: Geometry, chunks: ChunkMap, groups: BlockGroups): Fi
 			for (const { start, length } of freeOnDevice(chunks, groups, end, from, to))
 				yield { start: byteOffset(start), length: byteCount(length) };
 		},
-	};
-}
-
-function keptWhole(identity: Identity, volume: ByteSource, why: string): FileSystemMap {
-	return {
-		type: "btrfs",
-		uuid: identity.uuid,
-		label: identity.label,
-		state: identity.logEmpty ? "clean" : "dirty",
-		blockSize: byteCount(identity.blockSize),
-		size: volume.size,
-		usedBytes: null,
-		freeBytes: null,
-		kept: why,
-		warnings: [],
-		freeRuns: () => [],
 	};
 }

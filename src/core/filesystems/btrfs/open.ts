@@ -14,6 +14,7 @@ import type { ByteSource } from "../../../foundations/source.ts";
 import { readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import { byteOffset, formatBytes, isPowerOfTwo, roundDown } from "../../../foundations/units.ts";
+import { cString, uuidText } from "../names.ts";
 import { type BlockCheck, blockCheck } from "./checksums.ts";
 import { CompatRo, checkFeatures, hasFlag, Incompat } from "./features.ts";
 import { BTRFS_MAGIC, SUPERBLOCK_PLACES, SuperBlock } from "./layout.ts";
@@ -168,14 +169,3 @@ async function checkCopies(
 
 const hasMagic = (raw: Uint8Array): boolean =>
 	SuperBlock.read.magic(viewOf(raw), 0).every((byte, at) => byte === BTRFS_MAGIC.charCodeAt(at));
-
-function uuidText(raw: Uint8Array): string {
-	const hex = [...raw].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-	return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
-}
-
-function cString(raw: Uint8Array): string | null {
-	const end = raw.indexOf(0);
-	const text = new TextDecoder().decode(end < 0 ? raw : raw.subarray(0, end));
-	return text === "" ? null : text;
-}

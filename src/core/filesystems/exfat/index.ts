@@ -7,8 +7,9 @@
 
 import type { FileSystemMap } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
-import type { VolumeIdentity } from "../cluster-map.ts";
-import { clusterMap, keptWhole, reasonToKeep } from "../cluster-map.ts";
+import { clusterMap } from "../cluster-map.ts";
+import type { VolumeIdentity } from "../kept-volume.ts";
+import { keptWhole, reasonToKeep } from "../kept-volume.ts";
 import { readUsedClusters } from "./free-space.ts";
 import { ACTIVE_FAT, MEDIA_FAILURE, VOLUME_DIRTY } from "./layout.ts";
 import { openVolume, readBootSector, serialOf } from "./open.ts";

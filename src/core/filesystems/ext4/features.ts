@@ -4,7 +4,7 @@
 // in no list is refused with its number: it is newer than this reader, and may change anything, even where the
 // format's rules allow old kernels to mount it.
 
-import { VmsweepError } from "../../../foundations/errors.ts";
+import { checkWord, type FeatureWord } from "../feature-words.ts";
 
 export const Compat = {
 	hasJournal: 0x4,
@@ -37,14 +37,6 @@ export const JournalIncompat = {
 } as const;
 /** `JBD2_FEATURE_COMPAT_CHECKSUM`: one checksum over a whole transaction, in its commit block. */
 export const JOURNAL_COMPAT_CHECKSUM = 0x1;
-
-interface FeatureWord {
-	readonly word: string;
-	/** Bits that are read, with the names that mke2fs and dumpe2fs use. */
-	readonly read: ReadonlyMap<number, string>;
-	/** Bits that are known and refused. */
-	readonly refused: ReadonlyMap<number, string>;
-}
 
 const compat: FeatureWord = {
 	word: "compatible",
@@ -125,20 +117,6 @@ const journalWord: FeatureWord = {
 	]),
 	refused: new Map<number, string>(),
 };
-
-function checkWord(value: number, { word, read, refused }: FeatureWord): void {
-	for (let bit = 0; bit < 32; bit++) {
-		const flag = 2 ** bit;
-		if (Math.floor(value / flag) % 2 === 0 || read.has(flag)) continue;
-		const name = refused.get(flag);
-		throw new VmsweepError(
-			"VOLUME_UNSUPPORTED",
-			name === undefined
-				? `it has the unknown ${word} feature 0x${flag.toString(16)}; a newer vmsweep may read it`
-				: `it has the feature ${name}, which is not supported`,
-		);
-	}
-}
 
 /** Throws VOLUME_UNSUPPORTED, naming the feature, unless all bits of the superblock's three words are read here. */
 export function checkFeatures(words: { compat: number; incompat: number; roCompat: number }): void {

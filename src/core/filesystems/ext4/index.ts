@@ -4,13 +4,12 @@
 // applied. Everything else (errors recorded, no journal and still mounted, a journal elsewhere, fast commits
 // pending, features not known here) is kept whole, with one sentence that says why.
 
-import { isVmsweepError } from "../../../foundations/errors.ts";
 import type { FileSystemMap } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
+import { keptWhole, reasonToKeep } from "../kept-volume.ts";
 import type { Allocation } from "./free-space.ts";
 import { neverUsedBlocks } from "./never-used.ts";
-import type { Identity } from "./open.ts";
 import { identify, readSuperblock } from "./open.ts";
 import { type Journal, type Recovered, readAllocation, recover } from "./recover.ts";
 
@@ -24,6 +23,7 @@ export async function readExt(volume: ByteSource): Promise<FileSystemMap | null>
 	const raw = await readSuperblock(volume);
 	if (raw === null) return null;
 	const identity = identify(raw);
+	const state = identity.clean ? "clean" : "dirty";
 	try {
 		const recovered = await recover(volume, raw);
 		// e2fsck 1.47 gives up on stale fast commits and repairs from what stands outside the journal. Whoever may run it
@@ -31,13 +31,15 @@ export async function readExt(volume: ByteSource): Promise<FileSystemMap | null>
 		if (recovered.journal?.replay?.fastCommits === "stale")
 			return keptWhole(
 				identity,
+				state,
 				volume,
 				"its journal holds fast commits; mount and unmount it in the guest, then try again",
 			);
 		return describe(await readAllocation(recovered), recovered);
 	} catch (error) {
-		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;
-		return keptWhole(identity, volume, error.message);
+		const why = reasonToKeep(error);
+		if (why === null) throw error;
+		return keptWhole(identity, state, volume, why);
 	}
 }
 
@@ -79,21 +81,5 @@ function neverUsedOf(
 				if (length > 0) yield { start: byteOffset(first), length: byteCount(length) };
 			}
 		},
-	};
-}
-
-function keptWhole(identity: Identity, volume: ByteSource, why: string): FileSystemMap {
-	return {
-		type: identity.type,
-		uuid: identity.uuid,
-		label: identity.label,
-		state: identity.clean ? "clean" : "dirty",
-		blockSize: identity.blockSize,
-		size: volume.size,
-		usedBytes: null,
-		freeBytes: null,
-		kept: why,
-		warnings: [],
-		freeRuns: () => [],
 	};
 }

@@ -6,10 +6,10 @@
 // Free is what no valid bit stands for in the main area of a volume that was unmounted cleanly. Everything in front of
 // the main area is metadata and kept, used or not; so is what lies behind it.
 
-import { isVmsweepError } from "../../../foundations/errors.ts";
 import type { FileSystemMap, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
+import { keptWhole, reasonToKeep } from "../kept-volume.ts";
 import type { UsedBitmap } from "../used-bitmap.ts";
 import { checkState, isUnmounted, readCheckpoint, wasSyncedSince } from "./checkpoint.ts";
 import { readSegments } from "./free-space.ts";
@@ -32,19 +32,9 @@ export async function readF2fs(volume: ByteSource): Promise<FileSystemMap | null
 		checkState(pack, syncedSince);
 		return describe(geometry, await readSegments(volume, geometry, pack));
 	} catch (error) {
-		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;
-		return {
-			type: "f2fs",
-			...identify(superblocks),
-			state,
-			blockSize: byteCount(F2FS_BLOCK),
-			size: volume.size,
-			usedBytes: null,
-			freeBytes: null,
-			kept: error.message,
-			warnings: [],
-			freeRuns: () => [],
-		};
+		const why = reasonToKeep(error);
+		if (why === null) throw error;
+		return keptWhole({ type: "f2fs", ...identify(superblocks), blockSize: F2FS_BLOCK }, state, volume, why);
 	}
 }
 

@@ -13,6 +13,7 @@ import { readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount } from "../../../foundations/units.ts";
 import { byteOffset } from "../../../foundations/units.ts";
+import { uuidText } from "../names.ts";
 import {
 	BLOCKS_PER_SEGMENT,
 	F2FS_BLOCK,
@@ -185,11 +186,6 @@ function identityBytes(raw: Uint8Array): Uint8Array {
 }
 
 const hasMagic = (raw: Uint8Array): boolean => SuperBlock.read.magic(viewOf(raw), 0) === F2FS_MAGIC;
-
-function uuidText(raw: Uint8Array): string {
-	const hex = [...raw].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-	return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
-}
 
 function utf16Text(raw: Uint8Array): string | null {
 	const text = new TextDecoder("utf-16le").decode(raw);

@@ -9,8 +9,9 @@
 import type { FileSystemMap } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
-import type { VolumeIdentity } from "../cluster-map.ts";
-import { clusterMap, keptWhole, reasonToKeep } from "../cluster-map.ts";
+import { clusterMap } from "../cluster-map.ts";
+import type { VolumeIdentity } from "../kept-volume.ts";
+import { keptWhole, reasonToKeep } from "../kept-volume.ts";
 import { checkEveryFile } from "./every-file.ts";
 import { Files } from "./files.ts";
 import { readUsedClusters } from "./free-space.ts";

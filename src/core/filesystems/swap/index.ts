@@ -11,8 +11,9 @@ import type { ByteSource } from "../../../foundations/source.ts";
 import { readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
-import type { VolumeIdentity } from "../cluster-map.ts";
-import { keptWhole, reasonToKeep } from "../cluster-map.ts";
+import type { VolumeIdentity } from "../kept-volume.ts";
+import { keptWhole, reasonToKeep } from "../kept-volume.ts";
+import { uuidText } from "../names.ts";
 import {
 	PAGE_SIZES,
 	SIGNATURE_LENGTH,
@@ -93,11 +94,6 @@ async function identify(volume: ByteSource, { pageSize, text }: Signature): Prom
 		label: known && label[0] !== 0 ? new TextDecoder().decode(label).replace(/\0.*$/s, "") : null,
 		blockSize: pageSize,
 	};
-}
-
-function uuidText(raw: Uint8Array): string {
-	const hex = [...raw].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-	return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
 }
 
 function describe(identity: VolumeIdentity, pageSize: number, size: number): FileSystemMap {

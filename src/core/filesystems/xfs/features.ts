@@ -5,16 +5,9 @@
 // read-only. The "compatible" word of version 5 is not looked at: no bit of it was ever used, and none may matter.
 
 import { VmsweepError } from "../../../foundations/errors.ts";
+import { checkWord, type FeatureWord } from "../feature-words.ts";
 
 export const Incompat = { metaUuid: 0x4, needsRepair: 0x10 } as const;
-
-interface FeatureWord {
-	readonly word: string;
-	/** Bits that are read, with the names that mkfs.xfs and xfs_info use. */
-	readonly read: ReadonlyMap<number, string>;
-	/** Bits that are known and refused. */
-	readonly refused: ReadonlyMap<number, string>;
-}
 
 /** Version 5, `sb_features_incompat`. */
 const incompat: FeatureWord = {
@@ -102,18 +95,4 @@ export function checkFeatures(words: FeatureWords): void {
 	if ((words.version & VERSION_DIRECTORY_2) === 0)
 		throw new VmsweepError("VOLUME_UNSUPPORTED", "it has directories of version 1, which is not supported");
 	if ((words.version & VERSION_MORE_BITS) !== 0) checkWord(words.features2, features2);
-}
-
-function checkWord(value: number, { word, read, refused }: FeatureWord): void {
-	for (let bit = 0; bit < 32; bit++) {
-		const flag = 2 ** bit;
-		if (Math.floor(value / flag) % 2 === 0 || read.has(flag)) continue;
-		const name = refused.get(flag);
-		throw new VmsweepError(
-			"VOLUME_UNSUPPORTED",
-			name === undefined
-				? `it has the unknown ${word} feature 0x${flag.toString(16)}; a newer vmsweep may read it`
-				: `it has the feature ${name}, which is not supported`,
-		);
-	}
 }

@@ -4,16 +4,17 @@
 // memory. Everything else (a dirty log without checksums, a log elsewhere, repairs pending, features not known here)
 // is kept whole, with one sentence that says why. The realtime device is another disk and no business of this one.
 
-import { isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
+import { VmsweepError } from "../../../foundations/errors.ts";
 import type { FileSystemMap, FileSystemReader, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
+import { keptWhole, reasonToKeep } from "../kept-volume.ts";
 import type { Allocation } from "./groups.ts";
 import { readGroups } from "./groups.ts";
 import { findLogEnds, type LogEnds } from "./log-ends.ts";
 import { LogRing } from "./log-records.ts";
 import { MetadataView, type Overlay } from "./metadata-view.ts";
-import type { Geometry, Identity, LogPlace } from "./open.ts";
+import type { Geometry, LogPlace } from "./open.ts";
 import { identify, parseSuperblock, readSuperblock } from "./open.ts";
 import { replayLog } from "./recover.ts";
 
@@ -43,8 +44,9 @@ export const readXfs: FileSystemReader = async (volume) => {
 		if (ends.clean) checkTotal(geometry, allocation);
 		return describe(geometry, allocation, state);
 	} catch (error) {
-		if (!isVmsweepError(error) || (error.code !== "VOLUME_DAMAGED" && error.code !== "VOLUME_UNSUPPORTED")) throw error;
-		return keptWhole(identity, volume, state, error.message);
+		const why = reasonToKeep(error);
+		if (why === null) throw error;
+		return keptWhole({ type: "xfs", ...identity }, state, volume, why);
 	}
 };
 
@@ -122,21 +124,5 @@ function describe(geometry: Geometry, allocation: Allocation, state: VolumeState
 				}
 			}
 		},
-	};
-}
-
-function keptWhole(identity: Identity, volume: ByteSource, state: VolumeState, why: string): FileSystemMap {
-	return {
-		type: "xfs",
-		uuid: identity.uuid,
-		label: identity.label,
-		state,
-		blockSize: identity.blockSize,
-		size: volume.size,
-		usedBytes: null,
-		freeBytes: null,
-		kept: why,
-		warnings: [],
-		freeRuns: () => [],
 	};
 }

@@ -13,6 +13,7 @@ import { readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, isPowerOfTwo } from "../../../foundations/units.ts";
+import { cString, uuidText } from "../names.ts";
 import { checkFeatures, Incompat } from "./features.ts";
 import { BASIC_BLOCK, SUPERBLOCK_MAGIC, SuperBlock } from "./layout.ts";
 
@@ -185,14 +186,3 @@ export const headerBlocks = ({ sectorSize, blockSize }: { sectorSize: number; bl
 /** Blocks of a group; the last one may be short. */
 export const groupLength = ({ agBlocks, dataBlocks }: Geometry, group: number): number =>
 	Math.min(agBlocks, dataBlocks - group * agBlocks);
-
-function uuidText(raw: Uint8Array): string {
-	const hex = [...raw].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-	return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
-}
-
-function cString(raw: Uint8Array): string | null {
-	const end = raw.indexOf(0);
-	const text = new TextDecoder().decode(end < 0 ? raw : raw.subarray(0, end));
-	return text === "" ? null : text;
-}
