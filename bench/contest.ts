@@ -46,7 +46,7 @@ export async function contest(
 				timings.get(name)!.push(await timed(scratch, program));
 				if (outcome !== undefined) outcomes.set(name, await outcome());
 			} catch (error) {
-				failures.set(name, error instanceof Error ? error.message.trim().split("\n").at(-1)! : String(error));
+				failures.set(name, reasonOf(error));
 			}
 		}
 	return contestants.map(({ name }) => {
@@ -56,6 +56,13 @@ export async function contest(
 		const timing = all.length > 0 ? medianTiming(all) : nothing;
 		return { job, name, timing, outcome: outcomes.get(name) ?? null, failed };
 	});
+}
+
+/** The program's own last words: what runOk throws has them between its headline and the codes that it compared. */
+function reasonOf(error: unknown): string {
+	if (!(error instanceof Error)) return String(error);
+	const lines = error.message.split("\n").filter((line) => line.trim() !== "" && !/^\d+ !== \d+$/.test(line.trim()));
+	return lines.at(-1) ?? "failed";
 }
 
 /** Side by side: vmsweep first, the others with their time as a multiple of its. `outcomeTitle` heads the last column. */

@@ -85,11 +85,16 @@ export async function measureMaps(
 		console.log(`\n${await describeRead(vmsweep, image)}`);
 		all.push(...results);
 	}
-	console.log(`\nNode alone: ${(await contest(scratch, "node", [node], rounds))[0]!.timing.seconds.toFixed(2)} s`);
+	const starts = await contest(scratch, "start-up", [node, ownStart(vmsweep)], Math.max(rounds, 5));
+	console.log(`\nStart-up alone\n\n${contestTable(starts, null)}`);
 	await runOk("rm", ["-f", image]);
 	return all;
 }
 
+const ownStart = (vmsweep: string): Contestant => ({
+	name: "vmsweep version",
+	program: { command: [vmsweep, "version"] },
+});
 const node: Contestant = { name: "node", program: { command: [process.execPath, "-e", "0"] } };
 
 async function makeVolume(path: string, sizeBytes: number, mkfs: Volume["mkfs"]): Promise<void> {
@@ -114,7 +119,7 @@ async function describeRead(vmsweep: string, image: string): Promise<string> {
 	return (
 		text
 			.split("\n")
-			.find((line) => line.includes("metadata read"))
+			.find((line) => line.endsWith("of metadata"))
 			?.trim() ?? ""
 	);
 }

@@ -21,7 +21,6 @@ export interface Timing {
 /** A program with its arguments, or a script for `bash -c` whose `$1`… are the arguments. */
 export type Program = {
 	readonly command: readonly [string, ...string[]];
-	readonly env?: Readonly<Record<string, string>>;
 };
 
 /** A shell script as a program. */
@@ -30,13 +29,12 @@ export const script = (text: string, ...words: string[]): Program => ({
 });
 
 /** Runs a program to its end; throws where it fails. What it prints is thrown away. */
-export async function timed(scratch: ScratchFolder, { command, env = {} }: Program): Promise<Timing> {
-	const settings = ["env", ...Object.entries(env).map(([name, value]) => `${name}=${value}`)];
+export async function timed(scratch: ScratchFolder, { command }: Program): Promise<Timing> {
 	const [times, counted] = [scratch.file("times"), scratch.file("counted")];
 	const shell =
 		'times=$1 counted=$2; shift 2; command time -q -f "%e %U %S %M" -o "$times" "$@" >/dev/null 2>"$counted.err" ||' +
 		' { cat "$counted.err" >&2; exit 1; }; cat /proc/$$/io >"$counted"';
-	await runOk("bash", ["-c", shell, "timed", times, counted, ...settings, ...command], {
+	await runOk("bash", ["-c", shell, "timed", times, counted, ...command], {
 		timeoutSeconds: 1800,
 	});
 	const [seconds = 0, user = 0, system = 0, kilobytes = 0] = (await readFile(times, "utf8"))
