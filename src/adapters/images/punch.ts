@@ -11,10 +11,12 @@ import {
 	EOPNOTSUPP,
 	FALLOC_FL_KEEP_SIZE,
 	FALLOC_FL_PUNCH_HOLE,
+	fadviseAsync,
 	fallocate,
 	fallocateAsync,
 	hostError,
 	ioctlAsync,
+	POSIX_FADV_DONTNEED,
 } from "../os/syscalls.ts";
 import { callWithWords } from "./kernel-words.ts";
 import type { SecondImageKind } from "./second-image.ts";
@@ -76,6 +78,8 @@ export class SpaceReturner {
 	#method: "hole" | "discard" | "none";
 	readonly #file: FileHandle;
 	readonly #path: string;
+	/** Ends when the last punch that was asked for has. */
+	#turn: Promise<unknown> = Promise.resolve();
 
 	private constructor(file: FileHandle, path: string, method: "hole" | "discard" | "none") {
 		this.#file = file;
@@ -110,9 +114,21 @@ export class SpaceReturner {
 		this.#method = "none";
 	}
 
+	/**
+	 * The kernel punches one hole of a file at a time, and waits for the device meanwhile. So a range's pages in the page
+	 * cache, which cost as much to forget, are forgotten while the holes before it are punched.
+	 */
 	async #punchHole(at: number, length: number): Promise<number> {
-		const call = length <= SHORT_BYTES ? fallocate : fallocateAsync;
-		return await call(this.#file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, length);
+		const { fd } = this.#file;
+		const isShort = length <= SHORT_BYTES;
+		const forgotten = isShort ? undefined : fadviseAsync(fd, at, length, POSIX_FADV_DONTNEED);
+		const call = isShort ? fallocate : fallocateAsync;
+		const punched = this.#turn.then(async () => {
+			await forgotten;
+			return await call(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, length);
+		});
+		this.#turn = punched;
+		return await punched;
 	}
 
 	async #discard(at: number, length: number): Promise<number> {

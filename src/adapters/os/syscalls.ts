@@ -96,6 +96,9 @@ export const copyFileRangeAsync = callAsync(
 	"int64_t copy_file_range(int from, uintptr_t fromAt, int to, uintptr_t toAt, size_t length, uint flags)",
 );
 export const fallocateAsync = callAsync("int fallocate(int fd, int mode, int64_t at, int64_t length)");
+/** Returns an error's number where it fails, not its negative. */
+export const fadviseAsync = callAsync("int posix_fadvise(int fd, int64_t at, int64_t length, int advice)");
+export const POSIX_FADV_DONTNEED = 4;
 export const ioctlAsync = callAsync("int ioctl(int fd, ulong request, uintptr_t argument)");
 
 export const MSG_DONTWAIT = 0x40;
