@@ -89,6 +89,6 @@ export class EarlyFlusher {
 	/** Resolves when nothing is under way; throws what a flush failed with. */
 	async settled(): Promise<void> {
 		await this.#underWay;
-		if (this.#failure !== undefined) await Promise.reject(this.#failure.error as Error);
+		if (this.#failure !== undefined) throw this.#failure.error as Error;
 	}
 }
