@@ -14,6 +14,7 @@ import { type DataRun, dataRuns } from "../os/data-runs.ts";
 import type { ImageUse } from "../os/locks.ts";
 import { type LockedFile, openLocked } from "./open-file.ts";
 import { SpaceReturner } from "./punch.ts";
+import { readRun } from "./read-run.ts";
 import type { SecondImageKind } from "./second-image.ts";
 import { ioError, writeRun } from "./write-run.ts";
 
@@ -62,15 +63,7 @@ export class HostImageFile implements WritableImageFile, AsyncDisposable {
 
 	async read(at: ByteOffset, into: Uint8Array): Promise<void> {
 		this.#check(at, into.length);
-		let done = 0;
-		while (done < into.length) {
-			const { bytesRead } = await this.#file.read(into, done, into.length - done, at + done).catch((error: unknown) => {
-				throw ioError(error, `${this.path}: reading at byte ${at + done} failed`);
-			});
-			if (bytesRead === 0)
-				throw new VmsweepError("IO", `${this.path} ends at byte ${at + done}. Somebody made it smaller; restore it.`);
-			done += bytesRead;
-		}
+		await readRun(this.#file, this.path, at, into);
 	}
 
 	async write(at: ByteOffset, bytes: Uint8Array): Promise<void> {

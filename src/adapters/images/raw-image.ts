@@ -15,6 +15,7 @@ import { hostError, lseek } from "../os/syscalls.ts";
 import { type CopyMethod, RangeCopier } from "./copy-ranges.ts";
 import { openError, openLocked } from "./open-file.ts";
 import { Puncher } from "./punch.ts";
+import { readRun } from "./read-run.ts";
 import type { AllocatedRange, CopyRange, SecondImage, SecondImageKind, WritePiece } from "./second-image.ts";
 import { ioError, writeRun } from "./write-run.ts";
 
@@ -80,15 +81,7 @@ export class RawImage implements SecondImage {
 
 	async read(at: ByteOffset, into: Uint8Array): Promise<void> {
 		this.#check(at, into.length);
-		let done = 0;
-		while (done < into.length) {
-			const { bytesRead } = await this.#file.read(into, done, into.length - done, at + done).catch((error: unknown) => {
-				throw ioError(error, `${this.path}: reading at byte ${at + done} failed`);
-			});
-			if (bytesRead === 0)
-				throw new VmsweepError("IO", `${this.path} ends at byte ${at + done}. Somebody made it smaller; restore it.`);
-			done += bytesRead;
-		}
+		await readRun(this.#file, this.path, at, into);
 	}
 
 	async writeBatch(pieces: readonly WritePiece[]): Promise<void> {
