@@ -12,6 +12,7 @@ import { temporaryFolder } from "../support/folders.ts";
 import { run, runOk, start } from "../support/processes.ts";
 import { testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
+import { waitUntil } from "../support/waiting.ts";
 import { differences, dumpFree, mapOf, mappedFree } from "./map-images.ts";
 
 const mkfsVariants: Readonly<Record<string, readonly string[]>> = {
@@ -66,7 +67,8 @@ async function work(
 		await working.line(/well under way/, 60);
 		await meanwhile();
 	} finally {
-		await run("umount", [paths.mount]);
+		// A tool that still lets go of the device keeps it busy for a moment.
+		await waitUntil(async () => (await run("umount", [paths.mount])).exitCode === 0, "the file system to be unmounted");
 	}
 	return true;
 }
