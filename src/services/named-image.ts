@@ -17,7 +17,7 @@ import { diskJsonPath, secondImageRecordPath } from "./disk-paths.ts";
  */
 export async function openNamedImage(name: string): Promise<DiskImage> {
 	await checkNoDisk(name);
-	return await checked(await openDiskImage(name, "read"), "read");
+	return await checked(await openDiskImage(name), "read");
 }
 
 /**

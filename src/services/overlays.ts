@@ -35,7 +35,7 @@ const refusal = (image: string, overlay: string): VmsweepError =>
 
 /** Is the file with this identity in the chain below an image? */
 async function standsOn(overlay: string, identity: string): Promise<boolean> {
-	await using image = await openDiskImage(overlay, "read");
+	await using image = await openDiskImage(overlay);
 	for (const { path, role } of await image.parts())
 		if (role === "backing" && (await identityOf(path)) === identity) return true;
 	return false;

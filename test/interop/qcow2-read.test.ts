@@ -46,7 +46,7 @@ async function assertSameMap(image: DiskImage, path: string): Promise<void> {
 }
 
 async function check(folder: TemporaryFolder, path: string, seed: number): Promise<void> {
-	await using image = await openDiskImage(path, "read");
+	await using image = await openDiskImage(path);
 	assertSameBytes(await contentOf(image, seededRandom(seed)), await contentByQemu(folder, path), path);
 	await assertSameMap(image, path);
 }
@@ -71,7 +71,7 @@ describe("qcow2, read", () => {
 			const path = folder.file(clusterSize);
 			await runOk("qemu-img", ["create", "-q", "-f", "qcow2", "-o", `cluster_size=${clusterSize}`, path, "9G"]);
 			await io(path, ["write -P 7 4096M 4M", "write -P 9 4104M 64k", "write -P 11 9215M 1M"]);
-			await using image = await openDiskImage(path, "read");
+			await using image = await openDiskImage(path);
 			await assertSameMap(image, path);
 			for (const [mib, value] of [
 				[4099, 7],
@@ -103,7 +103,7 @@ describe("qcow2, read", () => {
 		const long = await makeImage(folder, usual!, "long.qcow2", 40 * MIB, "-b", top, "-F", "qcow2");
 		await io(long, activity(random, usual!, 40 * MIB, 10));
 		await check(folder, long, seed);
-		await using image = await openDiskImage(long, "read");
+		await using image = await openDiskImage(long);
 		assert.deepEqual(
 			(await image.parts()).map(({ format, role }) => `${format} ${role}`),
 			["qcow2 image", "qcow2 backing", "qcow2 backing", "raw backing"],

@@ -77,9 +77,14 @@ export class HostImageFile implements WritableImageFile, AsyncDisposable {
 		await this.#returner.giveBack(at, length);
 	}
 
-	/** Can the host give space back at all? Known for sure once something was punched. */
-	get canPunch(): boolean {
-		return this.#returner.can;
+	/** Punches where nothing else would come of it: throws IMAGE_UNSUPPORTED, with nothing done, where the host can't. */
+	async giveBack(at: ByteOffset, length: ByteCount): Promise<void> {
+		await this.punch(at, length);
+		if (!this.#returner.can)
+			throw new VmsweepError(
+				"IMAGE_UNSUPPORTED",
+				`${this.path}: its storage can't give a part of it back. Copy it without its free space: vmsweep convert ${this.path} NEW.qcow2.`,
+			);
 	}
 
 	/** Does what was punched read as zeros? */

@@ -48,7 +48,7 @@ const CHAIN_MAX = 256;
  * Opens an image in any format for reading, backing files included. Changes nothing.
  * Throws FILE_NOT_FOUND, FILE_WRONG_TYPE, IMAGE_LOCKED, IMAGE_UNSUPPORTED, IMAGE_DAMAGED or IO.
  */
-export async function openDiskImage(name: string, _use: "read" = "read"): Promise<DiskImage> {
+export async function openDiskImage(name: string): Promise<DiskImage> {
 	return await openNamed(name, { format: null, above: [], mayNameFiles: true, mayWrite: [] });
 }
 

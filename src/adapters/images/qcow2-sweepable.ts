@@ -91,7 +91,7 @@ class SweepableQcow2Image extends Qcow2Image implements SweepableImage {
 			let bytes = 0;
 			for await (const run of this.#dataRuns(start, length)) {
 				bytes += heldIn(dataFile, run.start, run.start + run.length);
-				await dataFile.punch(byteOffset(run.start), byteCount(run.length));
+				await dataFile.giveBack(byteOffset(run.start), byteCount(run.length));
 			}
 			return bytes;
 		}

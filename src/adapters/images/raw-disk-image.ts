@@ -3,7 +3,6 @@
 // The served disk's second image is raw, too, but open under another contract: raw-image.ts.
 
 import type { DiskRun } from "../../core/images/virtual-disk.ts";
-import { VmsweepError } from "../../foundations/errors.ts";
 import { checkRange } from "../../foundations/source.ts";
 import { UnderWay } from "../../foundations/under-way.ts";
 import { type ByteCount, type ByteOffset, byteCount, byteOffset, roundDown, roundUp } from "../../foundations/units.ts";
@@ -62,19 +61,12 @@ export class RawDiskImage implements SweepableImage {
 		let bytes = 0;
 		for (const run of Array.from(this.#takingSpace(start, length))) {
 			for (let at = run.start; at < run.end; at += PUNCH_BYTES_MAX)
-				await this.#punches.add(this.#punch(at, Math.min(run.end - at, PUNCH_BYTES_MAX)));
+				await this.#punches.add(
+					this.#file.giveBack(byteOffset(at), byteCount(Math.min(run.end - at, PUNCH_BYTES_MAX))),
+				);
 			bytes += run.end - run.start;
 		}
 		return bytes;
-	}
-
-	async #punch(at: number, length: number): Promise<void> {
-		await this.#file.punch(byteOffset(at), byteCount(length));
-		if (!this.#file.canPunch)
-			throw new VmsweepError(
-				"IMAGE_UNSUPPORTED",
-				`${this.path}: its storage can't give a part of it back. Copy it without its free space: vmsweep convert ${this.path} NEW.qcow2.`,
-			);
 	}
 
 	get dropsToZeros(): boolean {

@@ -9,6 +9,7 @@ import { bytes, struct, u8, u16le, u32le, u64le, viewOf } from "../../foundation
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 import type { VolumeIdentity } from "./kept-volume.ts";
 import { keptWhole } from "./kept-volume.ts";
+import { cString, uuidText } from "./names.ts";
 
 /** Superblock of SquashFS 4 (Linux, fs/squashfs/squashfs_fs.h). */
 const Squashfs = struct("squashfs_super_block", 96, {
@@ -62,8 +63,7 @@ export const readSquashfs: FileSystemReader = fullyUsed(0, Squashfs.size, (view)
 export const readErofs: FileSystemReader = fullyUsed(EROFS_AT, Erofs.size, (view) => {
 	const { magic, blockShift, blocks, uuid, label } = Erofs.at(view);
 	if (magic !== 0xe0f5e1e2 || blockShift < 9 || blockShift > 16) return null;
-	const hex = [...uuid].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-	const text = /^0*$/.test(hex) ? null : hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+	const text = uuid.every((byte) => byte === 0) ? null : uuidText(uuid);
 	const blockSize = 2 ** blockShift;
 	return { identity: named("erofs", blockSize, text, upToZero(label)), size: blocks * blockSize };
 });
@@ -86,7 +86,7 @@ export const readCramfs: FileSystemReader = fullyUsed(0, Cramfs.size, (view) => 
 	return magic === 0x28cd3d45 ? { identity: named("cramfs", 4096, null, upToZero(label)), size } : null;
 });
 
-const upToZero = (raw: Uint8Array): string => new TextDecoder().decode(raw).replace(/\0.*$/s, "");
+const upToZero = (raw: Uint8Array): string => cString(raw) ?? "";
 
 /** A reader that looks at one record at a fixed place. */
 function fullyUsed(at: number, length: number, parse: (view: DataView) => Found): FileSystemReader {

@@ -5,6 +5,7 @@ import type { ByteSource } from "../../foundations/source.ts";
 import { readBytes } from "../../foundations/source.ts";
 import { viewOf } from "../../foundations/struct.ts";
 import { byteOffset, roundDown } from "../../foundations/units.ts";
+import { cString } from "./names.ts";
 
 export interface OwnerNames {
 	readonly uuid: string | null;
@@ -23,9 +24,9 @@ export async function readOwnerNames(volume: ByteSource, type: string): Promise<
 
 /** LUKS1 and LUKS2 headers (cryptsetup, "LUKS2 On-Disk Format Specification", binary header): text, both. */
 function luksNames(head: Uint8Array): OwnerNames {
-	if (head.length < 512 || text(head.subarray(0, 4)) !== "LUKS") return NONE;
+	if (head.length < 512 || cString(head.subarray(0, 4)) !== "LUKS") return NONE;
 	const version = viewOf(head).getUint16(6);
-	return { uuid: text(head.subarray(168, 208)), label: version === 2 ? text(head.subarray(24, 72)) : null };
+	return { uuid: cString(head.subarray(168, 208)), label: version === 2 ? cString(head.subarray(24, 72)) : null };
 }
 
 /** MD's superblocks (Linux, include/uapi/linux/raid/md_p.h): version 1 at one of three places, or version 0.90. */
@@ -36,7 +37,7 @@ async function mdNames(volume: ByteSource, head: Uint8Array): Promise<OwnerNames
 	for (const block of places) {
 		if (block.length < 256 || viewOf(block).getUint32(0, true) !== MD_MAGIC) continue;
 		if (viewOf(block).getUint32(4, true) !== 1) continue;
-		return { uuid: hex(block.subarray(16, 32)), label: text(block.subarray(32, 64)) };
+		return { uuid: hex(block.subarray(16, 32)), label: cString(block.subarray(32, 64)) };
 	}
 	const old = await atEnd(roundDown(volume.size, 0x10000) - 0x10000);
 	if (old.length < 256 || viewOf(old).getUint32(0, true) !== MD_MAGIC) return NONE;
@@ -51,9 +52,3 @@ const hex = (raw: Uint8Array): string =>
 	[0, 4, 8, 12]
 		.map((at) => [...raw.subarray(at, at + 4)].map((byte) => byte.toString(16).padStart(2, "0")).join(""))
 		.join(":");
-
-function text(raw: Uint8Array): string | null {
-	const end = raw.indexOf(0);
-	const string = new TextDecoder().decode(end < 0 ? raw : raw.subarray(0, end));
-	return string === "" ? null : string;
-}

@@ -13,7 +13,7 @@ import { viewOf } from "../../../foundations/struct.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
 import type { VolumeIdentity } from "../kept-volume.ts";
 import { keptWhole, reasonToKeep } from "../kept-volume.ts";
-import { uuidText } from "../names.ts";
+import { cString, uuidText } from "../names.ts";
 import {
 	PAGE_SIZES,
 	SIGNATURE_LENGTH,
@@ -91,7 +91,7 @@ async function identify(volume: ByteSource, { pageSize, text }: Signature): Prom
 	return {
 		type: "swap",
 		uuid: known && uuid.some((byte) => byte !== 0) ? uuidText(uuid) : null,
-		label: known && label[0] !== 0 ? new TextDecoder().decode(label).replace(/\0.*$/s, "") : null,
+		label: known ? cString(label) : null,
 		blockSize: pageSize,
 	};
 }
