@@ -11,11 +11,20 @@ import type { BlockRun } from "./runs.ts";
 const REGION_BLOCKS = (1024 * 1024) / BLOCK_SIZE;
 
 export class LastWritten {
-	readonly #before: Float64Array;
+	#before: Float64Array;
 
 	/** @param opened the log's position when the disk was opened */
 	constructor(diskBlocks: number, opened: number) {
 		this.#before = new Float64Array(divCeil(diskBlocks, REGION_BLOCKS)).fill(opened);
+	}
+
+	/** The disk has another size. What it gained was never written, and counts as the newest that is known. */
+	resize(diskBlocks: number): void {
+		const regions = divCeil(diskBlocks, REGION_BLOCKS);
+		const newest = this.#before.reduce((a, b) => Math.max(a, b), 0);
+		const before = new Float64Array(regions).fill(newest);
+		before.set(this.#before.subarray(0, regions));
+		this.#before = before;
 	}
 
 	/** Blocks were moved that had been written before `position`. */

@@ -11,14 +11,24 @@
 
 import { assert, VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteOffset, formatBytes, roundUp } from "../../foundations/units.ts";
-import { ENTRY_SIZE, encodeHeader, FLAG_EPOCH_START, KIND_DATA, KIND_DROP, offsetOfPlace, Summary } from "./format.ts";
+import {
+	blocksForRecords,
+	ENTRY_SIZE,
+	encodeHeader,
+	FLAG_EPOCH_START,
+	FORMAT_VERSION,
+	KIND_DATA,
+	KIND_DROP,
+	offsetOfPlace,
+	Summary,
+} from "./format.ts";
 import type { PinnedBytes } from "./host-file.ts";
 import { GatherList } from "./host-file.ts";
 import { ZERO } from "./index-map.ts";
 import { Segment } from "./segments.ts";
 import { Staging } from "./staging.ts";
 import type { LogState } from "./state.ts";
-import { isHarmless, poison, refusePoisoned } from "./state.ts";
+import { headPosition, isHarmless, poison, refusePoisoned } from "./state.ts";
 
 /** Segments that guest writes leave to the cleaner, whose drop entries are what makes room again. */
 export const RESERVED_SEGMENTS = 2;
@@ -29,6 +39,7 @@ export class Appender {
 	error: VmsweepError | undefined;
 	readonly #state: LogState;
 	readonly #checksum: (bytes: Uint8Array) => number;
+	readonly #beforeEpoch: () => void;
 	readonly #data = new GatherList();
 	readonly #entries = new GatherList();
 	readonly #summaryMemory: PinnedBytes;
@@ -39,12 +50,15 @@ export class Appender {
 	/** The next segment is the epoch's first: durable before anything follows. */
 	#epochPending = true;
 
+	/** `beforeEpoch` runs, until it succeeds once, before anything of the new epoch is written. */
 	constructor(
 		state: LogState,
 		checksum: (bytes: Uint8Array) => number,
 		allocatePinned: (length: number) => PinnedBytes,
+		beforeEpoch: () => void,
 	) {
 		this.#state = state;
+		this.#beforeEpoch = beforeEpoch;
 		this.#checksum = checksum;
 		this.#summaryMemory = allocatePinned(state.geometry.summaryBytes);
 		this.#summary = new Summary(this.#summaryMemory.bytes);
@@ -100,6 +114,7 @@ export class Appender {
 				"LOG_FULL",
 				`${state.name}: full at ${formatBytes(table.usedPlaces * geometry.segmentBytes)}; clean the disk or raise its limit`,
 			);
+		if (this.#epochPending) this.#beforeEpoch();
 		const last = table.chain.at(-1);
 		const place = this.#takePlace();
 		const at = offsetOfPlace(geometry, place);
@@ -123,10 +138,11 @@ export class Appender {
 		}
 		if (this.#epochPending) file.datasync();
 		this.#epochPending = false;
-		const segment = new Segment(sequence, place, state.nextEntry);
+		const life = { sequence, epoch: state.epoch, version: FORMAT_VERSION, firstEntry: state.nextEntry };
+		const segment = new Segment(life, place, geometry.slotsPerSegment);
 		table.push(segment);
 		this.#summaryMemory.bytes.fill(0);
-		this.#summary.bind(state.uuid, sequence, state.epoch);
+		this.#summary.bind(state.uuid, segment);
 		this.#summaryWritten = 0;
 		return segment;
 	}
@@ -161,20 +177,19 @@ export class Appender {
 			const kind = staging.kinds[item]!;
 			const block = staging.blocks[item]! + within;
 			let count = staging.counts[item]! - within;
-			let dataCrc = 0;
-			const entrySlot = slot;
 			if (kind === KIND_DATA) {
-				count = Math.min(count, geometry.slotsPerSegment - slot);
+				count = Math.min(count, geometry.slotsPerSegment - slot, blocksForRecords(geometry.entriesPerSegment - entry));
 				if (count === 0) break;
 				const source = staging.sources[item]!;
 				const offset = staging.offsets[item]! + within * BLOCK_SIZE;
-				const length = count * BLOCK_SIZE;
-				dataCrc = this.#checksum(source.bytes.subarray(offset, offset + length)) >>> 0;
-				this.#data.push(source, offset, length);
+				this.#data.push(source, offset, count * BLOCK_SIZE);
+				this.#sum(source.bytes, offset, count, segment.sums, slot);
+				entry += this.#summary.putData(entry, block, count, slot, segment.sums, state.durableEntries);
 				slot += count;
+			} else {
+				const where = kind === KIND_DROP ? staging.offsets[item]! : 0;
+				this.#summary.put(entry++, kind, block, count, slot, where, state.durableEntries);
 			}
-			this.#summary.put(entry, kind, block, count, entrySlot, dataCrc, state.durableEntries);
-			entry++;
 			within += count;
 			if (within === staging.counts[item]) {
 				item++;
@@ -186,6 +201,14 @@ export class Appender {
 		this.#apply(segment, firstEntry, entry);
 		staging.cursor = item;
 		staging.cursorBlocks = within;
+	}
+
+	/** Notes the checksum of each of `count` blocks at `offset`. */
+	#sum(bytes: Uint8Array, offset: number, count: number, sums: Uint32Array, slot: number): void {
+		for (let i = 0; i < count; i++) {
+			const at = offset + i * BLOCK_SIZE;
+			sums[slot + i] = this.#checksum(bytes.subarray(at, at + BLOCK_SIZE));
+		}
 	}
 
 	/** Writes the gathered data, then the entries `[first, end)`. */
@@ -214,24 +237,35 @@ export class Appender {
 
 	/** What was written is part of the log now: into the index with it. */
 	#apply(segment: Segment, first: number, end: number): void {
-		for (let entry = first; entry < end; entry++) applyEntry(this.#state, segment, this.#summary, entry);
+		for (let entry = first; entry < end; entry += this.#summary.records(entry))
+			applyEntry(this.#state, segment, this.#summary, entry);
 	}
 }
 
-/** Makes one entry of `segment` count: used by commits and by recovery alike. */
+/**
+ * Makes one entry of `segment` count: used by commits and by recovery alike. What lies beyond the end of a disk that
+ * shrank since is passed over.
+ */
 export function applyEntry(state: LogState, segment: Segment, summary: Summary, entry: number): void {
 	const { table, index } = state;
 	const block = summary.block(entry);
 	const count = summary.count(entry);
-	if (summary.kind(entry) === KIND_DATA) {
+	const within = Math.max(0, Math.min(count, index.blocks - block));
+	const kind = summary.kind(entry);
+	if (kind === KIND_DATA) {
 		const slot = summary.slot(entry);
-		table.addSlots(segment, slot, block, count);
 		segment.usedSlots = slot + count;
-		index.setSlots(block, count, table.firstSlotOf(segment.place) + slot);
+		table.addLive(segment, within);
+		index.setSlots(block, within, table.firstSlotOf(segment.place) + slot);
 	} else {
-		segment.addZeroRun(block, count);
-		index.fill(block, count, ZERO);
+		segment.zeros.add(segment.entryCount, kind === KIND_DROP, block, count);
+		if (kind === KIND_DROP) table.droppingAt = headPosition(state);
+		index.fill(block, within, ZERO);
+		table.droppingAt = -1;
 	}
-	segment.entryCount++;
-	state.nextEntry++;
+	const records = summary.records(entry);
+	segment.entryCount += records;
+	state.nextEntry += records;
+	if (kind !== KIND_DROP) state.guestEntries++;
+	segment.endGuestEntries = state.guestEntries;
 }

@@ -2,7 +2,7 @@
 
 import { assert, VmsweepError } from "../../foundations/errors.ts";
 import type { ByteCount } from "../../foundations/units.ts";
-import { BLOCK_SIZE, byteOffset, divFloor, formatBytes } from "../../foundations/units.ts";
+import { BLOCK_SIZE, byteOffset, divCeil, divFloor, formatBytes } from "../../foundations/units.ts";
 import { RESERVED_SEGMENTS } from "./appender.ts";
 import { DEFAULT_SEGMENT_BYTES, encodeSuperblock, geometryOf, MAX_DISK_BYTES, SEGMENTS_AT } from "./format.ts";
 import type { HostFile } from "./host-file.ts";
@@ -16,6 +16,8 @@ export interface FormatParams {
 	readonly segmentBytes?: number;
 	/** Most host bytes that the log may fill; default unlimited. Can be overridden at open. */
 	readonly limitBytes?: number;
+	/** The log's positions lie behind this one; for a disk whose first image was lost. Default: none was. */
+	readonly afterPosition?: number;
 }
 
 /** Smallest log that can work: the reserve, one segment to write, one to clean. */
@@ -23,7 +25,7 @@ const MIN_SEGMENTS = RESERVED_SEGMENTS + 2;
 
 /** Writes an empty log into an empty file, durable on return. Throws FILE_EXISTS where the file is not empty, USAGE. */
 export function formatFirstImage(file: HostFile, params: FormatParams): void {
-	const { uuid, diskBytes, segmentBytes = DEFAULT_SEGMENT_BYTES, limitBytes = 0 } = params;
+	const { uuid, diskBytes, segmentBytes = DEFAULT_SEGMENT_BYTES, limitBytes = 0, afterPosition = 0 } = params;
 	if (file.size() !== 0)
 		throw new VmsweepError("FILE_EXISTS", "the first image's file is not empty; give a disk that does not exist yet");
 	if (!(diskBytes > 0 && diskBytes <= MAX_DISK_BYTES && diskBytes % 512 === 0))
@@ -40,11 +42,12 @@ export function formatFirstImage(file: HostFile, params: FormatParams): void {
 		encodeSuperblock(record, {
 			uuid,
 			diskBytes,
+			largestDiskBytes: diskBytes,
 			segmentBytes,
 			summaryBytes: geometry.summaryBytes,
 			limitBytes,
 			generation: copy + 1,
-			freedSequence: 0,
+			freedSequence: divCeil(afterPosition, geometry.slotsPerSegment),
 			freedEntries: 0,
 			durableEntries: 0,
 			epoch: 0,

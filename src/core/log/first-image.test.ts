@@ -340,3 +340,225 @@ test("other files, versions, features and disks are refused by name", () => {
 	const log = open(file);
 	assert.throws(() => log.stageZero(999, 2, "zero"), code("OUT_OF_RANGE", /outside/));
 });
+
+test("every block's checksum is known, after a commit and after a restart, and tells what was written", () => {
+	const file = create(0, 3000);
+	const log = open(file);
+	const written = new Uint8Array(600 * BLOCK);
+	for (let block = 0; block < 600; block++) written.fill(block % 251, block * BLOCK, (block + 1) * BLOCK);
+	log.stageData(7, 600, { bytes: written, address: 0 }, 0);
+	log.stageData(2000, 1, filled(9), 0);
+	log.stageData(2001, 3, filled(8, 3), 0);
+	assert.equal(log.commit(), 3);
+	for (const image of [log, open(file), open(file)])
+		for (const block of [7, 8, 12, 13, 14, 19, 20, 262, 263, 500, 606, 2000, 2001, 2003]) {
+			const slot = image.get(block);
+			const into = new Uint8Array(BLOCK);
+			file.read(image.offsetOfSlot(slot), into);
+			assert.equal(image.sumOfSlot(slot), crc32(into), `block ${block}`);
+			assert.ok(image.matches(slot, 1, into));
+			into[77]! ^= 4;
+			assert.ok(!image.matches(slot, 1, into));
+		}
+});
+
+test("records of checksums belong to their run: damaged ones end the log where it may end, else it is refused", () => {
+	const file = create(0, 100);
+	const log = open(file);
+	write(log, 0, 1, 10);
+	const flushedUpTo = file.bytes.slice();
+	flush(log, file);
+	write(log, 50, 2, 3);
+	// A run of 10 blocks takes records 0 to 2, that of 3 blocks 3 and 4.
+	const record = (i: number) => 65_536 + BLOCK + i * 32;
+	const good = file.bytes.slice();
+	file.bytes[record(4) + 5]! ^= 1;
+	assert.deepEqual(
+		[0, 50].map((block) => read(open(file), file, block)),
+		[1, undefined],
+	);
+	file.bytes = good.slice();
+	file.bytes[log.offsetOfSlot(log.get(52))]! ^= 1;
+	assert.equal(read(open(file), file, 50), undefined, "its last block was not written whole");
+	file.bytes = good.slice();
+	file.bytes[record(2) + 8]! ^= 1;
+	assert.throws(() => open(file), code("LOG_DAMAGED", /entry 0 .* 3 entries were durable/));
+	file.bytes = flushedUpTo.slice();
+	// Of another life: whole, but not this segment's.
+	file.bytes.copyWithin(record(2), record(1), record(2));
+	assert.equal(read(open(file), file, 0), undefined);
+});
+
+test("the cleaner is told where a summary rotted, and scrubbing tells which blocks did", () => {
+	const file = create(0, 100);
+	const log = open(file);
+	write(log, 0, 1, 10);
+	write(log, 20, 2);
+	write(log, 4, 3);
+	flush(log, file);
+	const { sequence } = log.segments()[0]!;
+	assert.deepEqual(log.scrub(sequence), { next: -1, bytes: 12 * BLOCK, rotten: [], rottenSlots: [], rottenRecords: 0 });
+	const slots = [3, 20].map((block) => log.get(block));
+	for (const slot of slots) file.bytes[log.offsetOfSlot(slot) + 100]! ^= 2;
+	// What block 4 held before doesn't matter any more.
+	file.bytes[log.offsetOfSlot(slots[0]! + 1)]! ^= 2;
+	const first = log.scrub(sequence, 0, 1);
+	assert.deepEqual(first.rotten, [3]);
+	assert.deepEqual(first.rottenSlots, [slots[0]]);
+	assert.deepEqual(log.scrub(sequence, first.next).rotten, [20]);
+	assert.equal(log.liveRuns(sequence).length, 12);
+	file.bytes[65_536 + BLOCK + 2 * 32 + 9]! ^= 1;
+	assert.equal(log.scrub(sequence).rottenRecords, 1);
+	assert.throws(() => log.liveRuns(sequence), code("LOG_DAMAGED", /entry 0 of segment 1 .* is damaged/));
+	assert.equal(log.scrub(999).next, -1);
+});
+
+test("views are taken again after a restart, with zeroed blocks as they were", () => {
+	const file = create(0, 100);
+	const log = open(file);
+	const empty = log.takeView();
+	write(log, 1, 1, 3);
+	log.stageZero(2, 1, "zero");
+	log.stageZero(50, 5, "zero");
+	log.commit();
+	log.seal();
+	const view = log.takeView();
+	write(log, 1, 2, 3);
+	write(log, 50, 3, 5);
+	flush(log, file);
+	flush(log, file);
+	assert.equal(log.segments().length, 2, "the view holds its segment");
+	const later = log.takeView();
+	const entries = [empty.entry, view.entry, later.entry];
+	const wanted = { viewsAtEntries: [...entries, 1, 10_000] };
+	const again = open(file, wanted);
+	const valuesOf = (of: typeof view) =>
+		[0, 1, 2, 3, 50, 54].map((block) => {
+			const value = of.get(block);
+			return value === ABSENT ? "absent" : value === ZERO ? 0 : file.bytes[again.offsetOfSlot(value)];
+		});
+	assert.deepEqual([...again.recoveredViews.keys()], entries, "no other instant, nor one within a run's records");
+	assert.deepEqual(valuesOf(again.recoveredViews.get(empty.entry)!), Array(6).fill("absent"));
+	assert.deepEqual(valuesOf(again.recoveredViews.get(view.entry)!), ["absent", 1, 0, 1, 0, 0]);
+	assert.deepEqual(valuesOf(again.recoveredViews.get(later.entry)!), ["absent", 2, 2, 2, 3, 3]);
+	flush(again, file);
+	flush(again, file);
+	assert.equal(open(file, wanted).recoveredViews.size, 3, "they hold their segments");
+	for (const recovered of again.recoveredViews.values()) recovered.release();
+	flush(again, file);
+	flush(again, file);
+	assert.equal(open(file, wanted).recoveredViews.has(empty.entry), false);
+});
+
+test("dropped blocks can come back while they are held, wherever they were", () => {
+	const file = create(0, 100);
+	const log = open(file);
+	write(log, 0, 1, 4);
+	log.seal();
+	log.stageZero(30, 4, "zero");
+	write(log, 40, 4);
+	flush(log, file);
+	log.seal();
+	const held = log.position;
+	log.holdFrom(held);
+	const view = log.takeView();
+	// Block 70 is in the second image only; 30 was zeroed, so there is nothing to come back.
+	const pairs = log.dropped(Float64Array.of(0, 4, 30, 1, 70, 2), view);
+	assert.deepEqual([...pairs], [0, 4, 70, 2]);
+	view.release();
+	write(log, 2, 5);
+	flush(log, file);
+	flush(log, file);
+	const undoable = (of: FirstImage) => {
+		const runs = of.undoable();
+		return Array.from({ length: runs.length / 5 }, (_, i) => {
+			const [block, count, slot] = runs.subarray(i * 5);
+			return [block, count, slot === ABSENT ? undefined : file.bytes[of.offsetOfSlot(slot!)]];
+		});
+	};
+	const expected = [
+		[0, 2, 1],
+		[3, 1, 1],
+		[70, 2, undefined],
+	];
+	assert.deepEqual(undoable(log), expected);
+	const last = log.segments().at(-1)!.sequence;
+	assert.deepEqual([...log.zeroRuns(last)], [], "nothing of it may be punched");
+	assert.deepEqual([...log.zeroRuns(log.segments()[1]!.sequence)], [30, 4]);
+	const again = open(file);
+	again.holdFrom(held);
+	flush(again, file);
+	flush(again, file);
+	assert.deepEqual(undoable(again), expected);
+	again.holdFrom(undefined);
+	assert.deepEqual([...again.zeroRuns(last)], [0, 2, 3, 1, 70, 2]);
+	flush(again, file);
+	flush(again, file);
+	assert.deepEqual(undoable(again), [], "the segment that block 0 was in is free, and block 70 may be punched");
+	again.holdFrom(held);
+	assert.deepEqual(undoable(again), [[70, 2, undefined]], "block 0 stays lost");
+});
+
+test("a disk grows and shrinks, and what lay beyond its end doesn't come back", () => {
+	const file = create(0, 100);
+	let log = open(file);
+	write(log, 90, 1, 10);
+	const view = log.takeView();
+	log.resize(200 * BLOCK);
+	assert.equal(log.diskBlocks, 200);
+	write(log, 150, 2, 3);
+	assert.equal(view.get(150), ABSENT);
+	assert.throws(() => log.stageZero(200, 1, "zero"), code("OUT_OF_RANGE", /disk's 200/));
+	log.resize(95 * BLOCK);
+	assert.equal(read(log, file, 94), 1);
+	assert.throws(() => log.stageZero(95, 1, "zero"), code("OUT_OF_RANGE", /disk's 95/));
+	assert.notEqual(view.get(99), ABSENT, "a view keeps what it shows");
+	assert.equal(log.dropped(Float64Array.of(93, 4), view).length, 0, "not durable yet");
+	flush(log, file);
+	assert.deepEqual([...log.dropped(Float64Array.of(94, 4), view)], [94, 1]);
+	log = open(file);
+	assert.equal(log.diskBytes, 95 * BLOCK);
+	assert.equal(read(log, file, 93), 1);
+	assert.deepEqual([...log.liveRuns(log.segments()[0]!.sequence)].slice(0, 2), [90, 4]);
+	log.resize(180 * BLOCK);
+	for (const image of [log, open(file)])
+		for (const block of [95, 99, 150, 179]) assert.ok(!read(image, file, block), `block ${block}`);
+	assert.throws(() => log.resize(1000), code("USAGE", /multiple of 512/));
+});
+
+test("a size that could not be noted: a larger one may be tried again, a smaller one ends all writing", () => {
+	const file = create(0, 100);
+	const log = open(file);
+	const write = file.write.bind(file);
+	const failing = (failures: number): void => {
+		file.write = (from, at) => {
+			if (at < 2 * BLOCK && failures-- > 0) throw new VmsweepError("NO_SPACE", "the host is full");
+			write(from, at);
+		};
+	};
+	failing(1);
+	assert.throws(() => log.resize(150 * BLOCK), code("NO_SPACE", /full/));
+	assert.equal(log.diskBlocks, 100);
+	log.resize(150 * BLOCK);
+	assert.equal(open(file).diskBlocks, 150);
+	const shrinking = open(file);
+	failing(1);
+	assert.throws(() => shrinking.resize(50 * BLOCK), code("NO_SPACE", /full/));
+	assert.ok(shrinking.poisoned);
+	file.write = write;
+	assert.equal(open(file).diskBlocks, 150);
+});
+
+test("a crowd of zeroed runs leaves room for data runs of any length", () => {
+	const file = create(0, 1000);
+	const log = open(file);
+	// All but 3 of the 128 records of a summary.
+	for (let i = 0; i < 125; i++) log.stageZero(i, 1, "zero");
+	log.stageData(500, 10, filled(7, 10), 0);
+	assert.equal(log.commit(), 126);
+	for (const image of [log, open(file)])
+		assert.deepEqual(
+			[0, 500, 509].map((block) => read(image, file, block)),
+			[0, 7, 7],
+		);
+});

@@ -5,6 +5,8 @@
 //   index-map   block ─▶ slot, with views      appender   staged writes ─▶ file ─▶ index
 //   recovery    file ─▶ log                    flusher    durability, freeing
 //   create      an empty log                   cleaning   compare and swap against a view
+//   summary-reader  summaries, read back       scrub      data against its checksums
+//   undo        what drops took away
 //
 // Synchronous and without allocation per write: the data plane's thread is its only user. No part of it
 // reads a clock or draws lots, so that the crash simulation replays histories exactly.
@@ -19,6 +21,7 @@
 //    the second image would show, after a cut, a write that the log has lost
 //  - `punched` only for runs that read as zeros, durably, in the second image
 //  - one cleaner, which decides, moves and drops on one view at a time
+//  - `holdFrom` right after opening, while drops can still be undone; and no punching of what it holds
 //  - a slot read through `get` or `resolve` is read before anything else is called; one kept longer needs a view
 
 import { assert, VmsweepError } from "../../foundations/errors.ts";
@@ -30,30 +33,36 @@ import {
 	byteOffset,
 	divCeil,
 	divFloor,
+	formatBytes,
 	logPosition,
 } from "../../foundations/units.ts";
 import { Appender, applyEntry } from "./appender.ts";
-import { checkRun, clearMoved, liveRunsOf, unchangedSince, zeroRunsOf } from "./cleaning.ts";
+import { blocksWithin, checkRun, clearMoved, liveRunsOf, unchangedSince, undoableOf, zeroRunsOf } from "./cleaning.ts";
 import { placesWithin } from "./create.ts";
 import { Flusher } from "./flusher.ts";
-import { geometryOf, KIND_DATA, KIND_DROP, KIND_ZERO, offsetOfPlace, SEGMENTS_AT } from "./format.ts";
+import { geometryOf, KIND_DATA, KIND_DROP, KIND_ZERO, MAX_DISK_BYTES, offsetOfPlace, SEGMENTS_AT } from "./format.ts";
 import type { HostFile, PinnedBytes } from "./host-file.ts";
 import type { RunVisitor } from "./index-map.ts";
 import { IndexMap, ZERO } from "./index-map.ts";
 import { Recovery, readSuperblock } from "./recovery.ts";
+import type { ScrubbedPart } from "./scrub.ts";
+import { scrubSegment } from "./scrub.ts";
 import { Segment, SegmentTable } from "./segments.ts";
 import type { LogState, Safeguards } from "./state.ts";
 import { ALL_SAFEGUARDS, headPosition, isHarmless } from "./state.ts";
+import { SummaryReader } from "./summary-reader.ts";
 import type { View } from "./view.ts";
 import { LogView } from "./view.ts";
 
 export { formatFirstImage } from "./create.ts";
 export type { RunVisitor } from "./index-map.ts";
 export { ABSENT, ZERO } from "./index-map.ts";
+export type { ScrubbedPart } from "./scrub.ts";
+export { UNDO_STRIDE } from "./undo.ts";
 export type { View } from "./view.ts";
 
 export interface OpenOptions {
-	/** CRC-32 (IEEE, as zlib's) of all of `bytes`. */
+	/** CRC-32 (IEEE, as zlib's) of all of `bytes`, as an unsigned number. */
 	readonly checksum: (bytes: Uint8Array) => number;
 	/** Memory that the log's own system calls gather from (summaries and headers), 4-byte aligned. */
 	readonly allocatePinned: (length: number) => PinnedBytes;
@@ -62,6 +71,11 @@ export interface OpenOptions {
 	readonly limitBytes?: number;
 	/** Free segments kept allocated for reuse rather than handed out for punching; default 4. */
 	readonly warmSegments?: number;
+	/**
+	 * Views to take again: `View.entry` of each, in any order. Each was held, as a view or by this option, ever since it was
+	 * taken first: else the log may have let go of what it showed, and can't tell.
+	 */
+	readonly viewsAtEntries?: readonly number[];
 	/** For messages; default "first.log". */
 	readonly name?: string;
 	/** Only for the crash simulation's broken variants. */
@@ -75,6 +89,8 @@ export interface SegmentInfo {
 	readonly firstPosition: LogPosition;
 	/** First position past its used slots. */
 	readonly endPosition: LogPosition;
+	/** What `guestEntries` of a view at its end is. */
+	readonly endGuestEntries: number;
 	readonly usedSlots: number;
 	readonly liveSlots: number;
 	/** Zero and drop runs in it, whether they still count or not. */
@@ -92,10 +108,11 @@ export interface ColdRange {
 export class FirstImage {
 	/** 16 bytes. */
 	readonly uuid: Uint8Array;
-	readonly diskBytes: ByteCount;
-	/** Blocks of the disk; the last one may be cut short by the disk's end. */
-	readonly diskBlocks: BlockCount;
 	readonly segmentBytes: number;
+	/** By `View.entry`: views of `viewsAtEntries`, without those of which the log has freed all or lost some entries. Release them. */
+	readonly recoveredViews: ReadonlyMap<number, View>;
+	#diskBytes: ByteCount;
+	readonly #checksum: (bytes: Uint8Array) => number;
 	readonly #state: LogState;
 	readonly #appender: Appender;
 	readonly #flusher: Flusher;
@@ -114,15 +131,15 @@ export class FirstImage {
 
 	private constructor(file: HostFile, options: OpenOptions) {
 		const { name = "first.log", safeguards = ALL_SAFEGUARDS } = options;
-		const { superblock, copy } = readSuperblock(file, name);
+		const { superblock, copy, outdated } = readSuperblock(file, name);
 		if (options.expectedUuid && !superblock.uuid.every((byte, i) => byte === options.expectedUuid![i]))
 			throw new VmsweepError(
 				"DISK_IMAGES_MIXED",
 				`${name}: belongs to another disk; put back the files that belong together`,
 			);
 		this.uuid = superblock.uuid;
-		this.diskBytes = byteCount(superblock.diskBytes);
-		this.diskBlocks = blockCount(divCeil(superblock.diskBytes, BLOCK_SIZE));
+		this.#diskBytes = byteCount(superblock.diskBytes);
+		this.#checksum = options.checksum;
 		this.segmentBytes = superblock.segmentBytes;
 		this.#limitBytes = (options.limitBytes ?? superblock.limitBytes) || Number.POSITIVE_INFINITY;
 		const geometry = geometryOf(superblock.segmentBytes, superblock.summaryBytes);
@@ -135,20 +152,36 @@ export class FirstImage {
 			uuid: superblock.uuid,
 			geometry,
 			table,
-			index: new IndexMap(this.diskBlocks, table),
+			summaries: new SummaryReader(file, name, superblock.uuid, geometry),
+			index: new IndexMap(divCeil(superblock.diskBytes, BLOCK_SIZE), table),
+			largestBlocks: divCeil(superblock.largestDiskBytes, BLOCK_SIZE),
 			safeguards,
 			nextEntry: superblock.freedEntries,
+			guestEntries: 0,
 			durableEntries: 0,
 			durablePosition: 0,
-			lastSequence: 0,
+			lastSequence: superblock.freedSequence,
 			epoch: 0,
 			freedSequence: superblock.freedSequence,
 			poison: undefined,
 		};
 		this.#state = state;
+		this.#views = [];
+		const views = new Map<number, View>();
+		const wanted = new Set(options.viewsAtEntries);
+		const takeWanted = (): void => {
+			if (wanted.delete(state.nextEntry)) views.set(state.nextEntry, this.takeView());
+		};
+		this.recoveredViews = views;
+		takeWanted();
 		const recovered = recovery.run(copy, {
-			segment: ({ header, place }) => table.push(new Segment(header.sequence, place, header.firstEntry)),
-			entry: (summary, entry) => applyEntry(state, table.chain.at(-1)!, summary, entry),
+			segment: ({ header, place }) => table.push(new Segment(header, place, geometry.slotsPerSegment)),
+			entry: (summary, entry) => {
+				const segment = table.chain.at(-1)!;
+				if (summary.kind(entry) === KIND_DATA) summary.copySums(entry, segment.sums);
+				applyEntry(state, segment, summary, entry);
+				if (wanted.size > 0) takeWanted();
+			},
 		});
 		table.popEmpty(recovered.emptyTail.length);
 		const last = table.chain.at(-1);
@@ -161,15 +194,52 @@ export class FirstImage {
 		state.lastSequence = recovered.lastSequence;
 		state.epoch = safeguards.epochs ? recovered.lastEpoch + 1 : 1;
 		state.durablePosition = headPosition(state);
-		this.#views = [];
-		this.#appender = new Appender(state, options.checksum, options.allocatePinned);
-		this.#flusher = new Flusher(state, superblock, copy, this.#views);
+		const flusher = new Flusher(state, superblock, copy, this.#views);
+		this.#flusher = flusher;
+		this.#appender = new Appender(state, options.checksum, options.allocatePinned, () => {
+			if (outdated) flusher.upgrade();
+		});
 		try {
 			this.#appender.startEpoch();
 		} catch (error) {
 			if (!isHarmless(error)) throw error;
 		}
 		this.#releaseHeld();
+	}
+
+	get diskBytes(): ByteCount {
+		return this.#diskBytes;
+	}
+
+	/** Blocks of the disk; the last one may be cut short by the disk's end. */
+	get diskBlocks(): BlockCount {
+		return blockCount(this.#state.index.blocks);
+	}
+
+	/**
+	 * Gives the disk another size, durable on return; views taken before keep what they show. What a larger disk gains reads
+	 * as the second image does. What a smaller one loses is gone: let it be unused, and leave it in the second image
+	 * until this has returned. Nothing may be staged. Throws USAGE, LOG_FULL, NO_SPACE (the disk has its old size until the
+	 * next opening, which may find either), LOG_POISONED, IO.
+	 */
+	resize(diskBytes: number): void {
+		assert(this.stagedCount === 0, "a disk is resized while writes are staged");
+		if (!(diskBytes > 0 && diskBytes <= MAX_DISK_BYTES && diskBytes % 512 === 0))
+			throw new VmsweepError(
+				"USAGE",
+				`disk size ${diskBytes}: give a multiple of 512 bytes up to ${formatBytes(MAX_DISK_BYTES)}`,
+			);
+		const state = this.#state;
+		const blocks = divCeil(diskBytes, BLOCK_SIZE);
+		if (blocks < this.diskBlocks) {
+			// Should the disk grow again, older entries that are still in the log must not come back.
+			this.stageZero(blocks, this.diskBlocks - blocks, "zero");
+			if (this.commit() < 1) throw this.commitError!;
+		}
+		this.#flusher.resize(diskBytes);
+		state.largestBlocks = Math.max(state.largestBlocks, blocks);
+		state.index.resize(blocks);
+		this.#diskBytes = byteCount(diskBytes);
 	}
 
 	/** Stages whole blocks. `source` must keep them unchanged until commit returns. */
@@ -243,6 +313,11 @@ export class FirstImage {
 		return logPosition(headPosition(this.#state));
 	}
 
+	/** What `guestEntries` of a view taken now would be. */
+	get guestEntries(): number {
+		return this.#state.guestEntries;
+	}
+
 	/** First position of the oldest segment. */
 	get tailPosition(): LogPosition {
 		const first = this.#state.table.chain[0];
@@ -269,6 +344,21 @@ export class FirstImage {
 		return byteOffset(slot * BLOCK_SIZE);
 	}
 
+	/** CRC-32 of the block in a slot that is in use or that a view shows; 0 where it isn't known (version 1), or really 0. */
+	sumOfSlot(slot: number): number {
+		return this.#state.table.sumOfSlot(slot);
+	}
+
+	/** True where the bytes of `count` blocks, as they were read from consecutive slots, are what was written, as far as is known. */
+	matches(slot: number, count: number, bytes: Uint8Array): boolean {
+		for (let i = 0; i < count; i++) {
+			const sum = this.sumOfSlot(slot + i);
+			if (sum === 0) continue;
+			if (this.#checksum(bytes.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE)) >>> 0 !== sum) return false;
+		}
+		return true;
+	}
+
 	/** Position of a slot that is in use. */
 	positionOfSlot(slot: number): LogPosition {
 		return logPosition(this.#state.table.positionOfSlot(slot));
@@ -291,14 +381,18 @@ export class FirstImage {
 			state: segment.sealed ? "sealed" : "active",
 			firstPosition: logPosition(table.firstPositionOf(segment)),
 			endPosition: logPosition(table.firstPositionOf(segment) + segment.usedSlots),
+			endGuestEntries: segment.endGuestEntries,
 			usedSlots: segment.usedSlots,
 			liveSlots: table.liveSlots(segment),
-			zeroRuns: segment.zeroBlocks.length,
+			zeroRuns: segment.zeros.count,
 			bytes: geometry.segmentBytes,
 		}));
 	}
 
-	/** Current runs of a segment: triples [block, count, firstSlot] in slot order. Empty for an unknown sequence. */
+	/**
+	 * Current runs of a segment: triples [block, count, firstSlot] in slot order. Empty for an unknown sequence. Reads the
+	 * segment's summary from the file. Throws IO, LOG_DAMAGED where it is no longer as it was written.
+	 */
 	liveRuns(sequence: number): Float64Array {
 		return liveRunsOf(this.#state, sequence);
 	}
@@ -306,10 +400,39 @@ export class FirstImage {
 	/**
 	 * Of the durable zero and drop runs of a segment, what still reads as ZERO: pairs [block, count], in log order. These
 	 * may be punched in the second image. (Runs that a power cut can still undo may not: the cut would leave zeros
-	 * where the guest, at that point of the log, had data.)
+	 * where the guest, at that point of the log, had data.) Blocks of drops that `holdFrom` keeps are left out.
 	 */
 	zeroRuns(sequence: number): Float64Array {
 		return zeroRunsOf(this.#state, sequence);
+	}
+
+	/**
+	 * Quarantine: what was dropped at this position or later stays in the log, together with what it held there: these
+	 * segments aren't freed. Undefined ends it. Not remembered over a restart.
+	 */
+	holdFrom(position: LogPosition | undefined): void {
+		this.#state.table.holdFrom = position ?? Number.POSITIVE_INFINITY;
+	}
+
+	/**
+	 * Blocks that read as ZERO because of a drop that is still in the log, and what they held before it: quintuples
+	 * [block, count, first slot or ABSENT, number of the drop's entry, its position], UNDO_STRIDE numbers each, in block
+	 * order. Slots are whole until the next flush completes, or as long as `holdFrom` keeps the drop. ABSENT: the second
+	 * image's content; only of drops that `holdFrom` keeps, as others may have been punched. Reads the summaries of
+	 * segments that drops touched, 64 KiB each. Throws IO, LOG_DAMAGED.
+	 */
+	undoable(): Float64Array {
+		return undoableOf(this.#state);
+	}
+
+	/**
+	 * Reads live blocks of a segment again and compares them with their checksums, from `from` (0, then the `next` of the last
+	 * answer) until about `budgetBytes` were read. A segment that the log no longer has is at its end. Throws IO.
+	 */
+	scrub(sequence: number, from = 0, budgetBytes = 1024 * 1024): ScrubbedPart {
+		const segment = this.#state.table.chain.find((candidate) => candidate.sequence === sequence);
+		if (!segment) return { next: -1, bytes: 0, rotten: [], rottenSlots: [], rottenRecords: 0 };
+		return scrubSegment(this.#state, this.#checksum, segment, from, budgetBytes);
 	}
 
 	/**
@@ -330,8 +453,12 @@ export class FirstImage {
 	dropped(runs: Float64Array, view: View): Float64Array {
 		assert(!view.released, "blocks are dropped on a released view");
 		assert(this.stagedCount === 0, "blocks are dropped while writes are staged");
-		const pairs = unchangedSince(this.#state, runs, view);
-		for (let i = 0; i < pairs.length; i += 2) this.stageZero(pairs[i]!, pairs[i + 1]!, "drop");
+		const found = unchangedSince(this.#state, runs, view);
+		const pairs: number[] = [];
+		for (let i = 0; i < found.length; i += 3) {
+			this.#appender.staging.add(KIND_DROP, found[i]!, found[i + 1]!, undefined, found[i + 2]!);
+			pairs.push(found[i]!, found[i + 1]!);
+		}
 		return Float64Array.from(pairs).subarray(0, this.commit() * 2);
 	}
 
@@ -339,8 +466,8 @@ export class FirstImage {
 	punched(runs: Float64Array): number {
 		let changed = 0;
 		for (let i = 0; i + 1 < runs.length; i += 2) {
-			checkRun(this.#state, runs[i]!, runs[i + 1]!);
-			changed += this.#state.index.clearWhere(runs[i]!, runs[i + 1]!, ZERO);
+			const within = blocksWithin(this.#state, runs[i]!, runs[i + 1]!);
+			changed += this.#state.index.clearWhere(runs[i]!, within, ZERO);
 		}
 		return changed;
 	}

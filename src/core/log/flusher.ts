@@ -88,6 +88,42 @@ export class Flusher {
 		return this.#countFreeable() + this.#state.table.retired.length;
 	}
 
+	/**
+	 * Writes both superblocks, one after the other is durable: a log of an older version becomes one of this version
+	 * before anything of it is written that an older vmsweep would misread. A cut leaves one that it can read, or none.
+	 */
+	upgrade(): void {
+		// What a flush that runs meanwhile freed must be durable before the other copy is written over.
+		this.#state.file.datasync();
+		this.#replaceSuperblock({});
+		this.#replaceSuperblock({});
+	}
+
+	/**
+	 * Notes another size of the disk, durably. Throws LOG_POISONED, IO, and for a larger size NO_SPACE: then either size may
+	 * be found at the next opening. A smaller one that may be on disk or not ends all writing, since a write beyond it
+	 * could be lost.
+	 */
+	resize(diskBytes: number): void {
+		const { file } = this.#state;
+		refusePoisoned(this.#state);
+		const grows = diskBytes > this.#superblock.diskBytes;
+		const largestDiskBytes = Math.max(this.#superblock.largestDiskBytes, diskBytes);
+		try {
+			file.datasync();
+			this.#replaceSuperblock({ diskBytes, largestDiskBytes });
+		} catch (error) {
+			if (grows && isVmsweepError(error, "NO_SPACE")) throw error;
+			throw poison(this.#state, error);
+		}
+		try {
+			this.#replaceSuperblock({});
+		} catch (error) {
+			// One copy is enough; the other is only there should the first be damaged.
+			if (!isVmsweepError(error, "NO_SPACE")) throw poison(this.#state, error);
+		}
+	}
+
 	/** Makes all durable and notes that it is. */
 	close(): void {
 		const { file } = this.#state;
@@ -123,6 +159,11 @@ export class Flusher {
 		if (!safeguards.tailDurably) table.freeRetired();
 	}
 
+	#replaceSuperblock(changes: Partial<Superblock>): void {
+		this.#writeSuperblock(changes);
+		this.#state.file.datasync();
+	}
+
 	#writeSuperblock(changes: Partial<Superblock>): void {
 		const state = this.#state;
 		const copy = this.#copy === 0 ? 1 : 0;
@@ -141,6 +182,7 @@ export class Flusher {
 	}
 
 	#countFreeable(): number {
-		return this.#state.table.countFreeable(this.#state.index, this.#pins);
+		const { table, index, safeguards } = this.#state;
+		return table.countFreeable(index, safeguards.viewsHold ? this.#pins : []);
 	}
 }

@@ -63,6 +63,8 @@ export interface HostFile {
 	write(from: Uint8Array, at: ByteOffset): void;
 	/** Fills all of `into`. Bytes past the end of the file read as zeros. */
 	read(at: ByteOffset, into: Uint8Array): void;
+	/** Says that a range will be read soon, so that it may be fetched ahead. Optional; never fails. */
+	willNeed?(at: ByteOffset, length: number): void;
 	/** Returns once everything written before the call would survive a power cut. */
 	datasync(): void;
 	/** Gives the host space of a range back; it reads as zeros afterwards. */

@@ -1,11 +1,15 @@
 // Index map: which value each disk block has: ABSENT, ZERO or a slot of the first image. Four bytes per
-// block that was written, nothing for the rest, and views that cost one copy of a small array.
+// block that was written where writes lie close together, little more where they don't, nothing for the rest, and views
+// that cost one copy of a small array.
 //
-//   root, one word per 256 MiB ──▶ middle page, 256 words ──▶ leaf page, 256 words: the values
+//   root, one word per 256 MiB ──▶ middle page, 256 words ──▶ leaf page of 1 MiB: the values
 //
-// Pages are 256 words in large slabs and are named by number; there are no objects per page. Page 0 holds
+// Pages lie in large slabs and are named by number; there are no objects per page. Full pages are 256 words. Page 0 holds
 // only zeros and page 1 only ones, and both stand for themselves at either level: a root or middle word of 0
 // means that everything below is ABSENT, 1 that everything below is ZERO, without a case in the lookup.
+//
+// A leaf begins sparse (sparse-pages.ts): a short list of those blocks that differ from all others in it. With more of
+// them it becomes a larger sparse page, then a full one; back to nothing when all its values are the same again.
 //
 // Views share pages with the map. Each page has the epoch in which it was made, each view the epoch that it
 // closed; the map changes a page in place only if no living view can see it, and otherwise a copy. The page
@@ -18,6 +22,7 @@
 //  - values >= 2 that are replaced are reported to the ledger, once each
 
 import { assert } from "../../foundations/errors.ts";
+import { FIRST_SPARSE, SparsePages } from "./sparse-pages.ts";
 
 /** Index value of a block that the first image doesn't hold: its content is in the second image. */
 export const ABSENT = 0;
@@ -43,7 +48,8 @@ const SLAB_PAGES = 1 << SLAB_SHIFT;
 class PageStore {
 	readonly slabs: Uint32Array[] = [];
 	readonly births: Uint32Array[] = [];
-	/** Pages ever handed out. */
+	readonly sparse = new SparsePages();
+	/** Full pages ever handed out. */
 	#used = 0;
 	#free: Uint32Array = new Uint32Array(1024);
 	#freeCount = 0;
@@ -55,14 +61,15 @@ class PageStore {
 	}
 
 	get pagesInUse(): number {
-		return this.#used - this.#freeCount;
+		return this.#used - this.#freeCount + this.sparse.pagesInUse;
 	}
 
 	birth(page: number): number {
+		if (page >= FIRST_SPARSE) return this.sparse.birth(page);
 		return this.births[page >>> SLAB_SHIFT]![page & (SLAB_PAGES - 1)]!;
 	}
 
-	/** A page with undefined content (zeros only if it is new). */
+	/** A full page with undefined content (zeros only if it is new). */
 	allocate(epoch: number): number {
 		let page: number;
 		if (this.#freeCount > 0) page = this.#free[--this.#freeCount]!;
@@ -78,6 +85,10 @@ class PageStore {
 	}
 
 	free(page: number): void {
+		if (page >= FIRST_SPARSE) {
+			this.sparse.free(page);
+			return;
+		}
 		if (this.#freeCount === this.#free.length) {
 			const grown = new Uint32Array(this.#free.length * 2);
 			grown.set(this.#free);
@@ -98,12 +109,18 @@ class PageStore {
 		return this.slabs[page >>> SLAB_SHIFT]![(page & (SLAB_PAGES - 1)) * PAGE_WORDS + index]!;
 	}
 
+	/** A value of a leaf, full or sparse. */
+	valueIn(leaf: number, index: number): number {
+		return leaf >= FIRST_SPARSE ? this.sparse.get(leaf, index) : this.word(leaf, index);
+	}
+
 	setWord(page: number, index: number, value: number): void {
 		this.slabs[page >>> SLAB_SHIFT]![(page & (SLAB_PAGES - 1)) * PAGE_WORDS + index] = value;
 	}
 
 	/** The value that all words of a page have, or -1. */
 	uniform(page: number): number {
+		if (page >= FIRST_SPARSE) return this.sparse.count(page) === 0 ? this.sparse.others(page) : -1;
 		const slab = this.slabs[page >>> SLAB_SHIFT]!;
 		const at = (page & (SLAB_PAGES - 1)) * PAGE_WORDS;
 		const first = slab[at]!;
@@ -119,31 +136,36 @@ export class IndexView {
 	/** Pages that this view sees and no newer view nor the map. */
 	readonly dead: number[] = [];
 	readonly #root: Uint32Array;
+	/** Blocks that the root reaches: the disk may have grown since. */
+	readonly #reach: number;
 	readonly #pages: PageStore;
 	released = false;
 
 	constructor(epoch: number, root: Uint32Array, pages: PageStore) {
 		this.epoch = epoch;
 		this.#root = root;
+		this.#reach = root.length * MIDDLE_BLOCKS;
 		this.#pages = pages;
 	}
 
 	get(block: number): number {
 		assert(!this.released, "a released view is read");
-		return lookUp(this.#pages, this.#root, block);
+		return block < this.#reach ? lookUp(this.#pages, this.#root, block) : ABSENT;
 	}
 
-	/** Visits `[block, block + count)` in order, as merged runs. */
+	/** Visits `[block, block + count)` in order, as merged runs; what the disk gained since the view was taken is ABSENT. */
 	runs(block: number, count: number, visit: RunVisitor): void {
 		assert(!this.released, "a released view is read");
-		visitRuns(this.#pages, this.#root, block, count, visit);
+		const within = Math.min(count, Math.max(0, this.#reach - block));
+		visitRuns(this.#pages, this.#root, block, within, visit);
+		if (within < count) visit(ABSENT, block + within, count - within);
 	}
 }
 
 export class IndexMap {
-	readonly blocks: number;
+	#blocks: number;
 	readonly #pages = new PageStore();
-	readonly #root: Uint32Array;
+	#root: Uint32Array;
 	readonly #ledger: SlotLedger;
 	/** Living views, oldest first. */
 	readonly #views: IndexView[] = [];
@@ -152,9 +174,26 @@ export class IndexMap {
 	#sharedThrough = 0;
 
 	constructor(blocks: number, ledger: SlotLedger) {
-		this.blocks = blocks;
+		this.#blocks = blocks;
 		this.#root = new Uint32Array(Math.ceil(blocks / MIDDLE_BLOCKS));
 		this.#ledger = ledger;
+	}
+
+	/** Blocks of the disk: values exist for 0 to one less. */
+	get blocks(): number {
+		return this.#blocks;
+	}
+
+	/** Makes the disk larger, with ABSENT blocks, or smaller; the slots of those beyond its end are released. */
+	resize(blocks: number): void {
+		if (blocks < this.#blocks) this.fill(blocks, this.#blocks - blocks, ABSENT);
+		const length = Math.ceil(blocks / MIDDLE_BLOCKS);
+		if (length > this.#root.length) {
+			const root = new Uint32Array(length);
+			root.set(this.#root);
+			this.#root = root;
+		}
+		this.#blocks = blocks;
 	}
 
 	/** Grows by one with every view taken. */
@@ -183,13 +222,20 @@ export class IndexMap {
 			const at = block + done;
 			const within = at & (PAGE_WORDS - 1);
 			const step = Math.min(PAGE_WORDS - within, count - done);
-			const leaf = this.#ownLeaf(at);
-			const slab = this.#pages.slabs[leaf >>> SLAB_SHIFT]!;
-			const base = (leaf & (SLAB_PAGES - 1)) * PAGE_WORDS + within;
-			for (let i = 0; i < step; i++) {
-				const old = slab[base + i]!;
-				slab[base + i] = firstSlot + done + i;
-				if (old > ZERO) this.#ledger.release(old);
+			const leaf = this.#ownLeaf(at, step);
+			if (leaf >= FIRST_SPARSE) {
+				for (let i = 0; i < step; i++) {
+					const old = this.#pages.sparse.set(leaf, within + i, firstSlot + done + i);
+					if (old > ZERO) this.#ledger.release(old);
+				}
+			} else {
+				const slab = this.#pages.slabs[leaf >>> SLAB_SHIFT]!;
+				const base = (leaf & (SLAB_PAGES - 1)) * PAGE_WORDS + within;
+				for (let i = 0; i < step; i++) {
+					const old = slab[base + i]!;
+					slab[base + i] = firstSlot + done + i;
+					if (old > ZERO) this.#ledger.release(old);
+				}
 			}
 			done += step;
 		}
@@ -265,16 +311,44 @@ export class IndexMap {
 		this.#sharedThrough = this.#views.at(-1)?.epoch ?? 0;
 	}
 
-	/** The leaf of `block`, private to the map. */
-	#ownLeaf(block: number): number {
+	/** The leaf of `block` as it is, or ABSENT or ZERO where there is none. */
+	#leafOf(block: number): number {
+		return this.#pages.word(this.#root[block >>> MIDDLE_SHIFT]!, (block >>> LEAF_SHIFT) & (PAGE_WORDS - 1));
+	}
+
+	/** The leaf of `block`, private to the map; if it's sparse, `count` values from `block` on can be set in it. */
+	#ownLeaf(block: number, count: number): number {
 		const pages = this.#pages;
 		const middle = this.#ownMiddle(block >>> MIDDLE_SHIFT);
 		const index = (block >>> LEAF_SHIFT) & (PAGE_WORDS - 1);
 		const leaf = pages.word(middle, index);
-		if (leaf > ZERO && pages.birth(leaf) > this.#sharedThrough) return leaf;
-		const own = this.#copy(leaf);
+		const isPrivate = leaf > ZERO && pages.birth(leaf) > this.#sharedThrough;
+		let own = leaf;
+		if (leaf > ZERO && leaf < FIRST_SPARSE) {
+			if (isPrivate) return leaf;
+			own = this.#copy(leaf);
+		} else {
+			const { sparse } = pages;
+			const room = leaf > ZERO ? sparse.roomFor(leaf, block & (PAGE_WORDS - 1), count) : count;
+			if (isPrivate && room <= sparse.capacity(leaf)) return leaf;
+			own = sparse.allocate(room, leaf > ZERO ? sparse.others(leaf) : leaf, this.#epoch);
+			if (own === 0) own = this.#spread(leaf);
+			else if (leaf > ZERO) sparse.copy(leaf, own);
+			this.#retire(leaf);
+		}
 		pages.setWord(middle, index, own);
 		return own;
+	}
+
+	/** A full page with the values of a sparse one, or of none. */
+	#spread(leaf: number): number {
+		const pages = this.#pages;
+		const full = pages.allocate(this.#epoch);
+		const slab = pages.slabs[full >>> SLAB_SHIFT]!;
+		const base = (full & (SLAB_PAGES - 1)) * PAGE_WORDS;
+		slab.fill(leaf > ZERO ? pages.sparse.others(leaf) : leaf, base, base + PAGE_WORDS);
+		if (leaf > ZERO) pages.sparse.spread(leaf, slab, base);
+		return full;
 	}
 
 	#ownMiddle(rootIndex: number): number {
@@ -300,7 +374,20 @@ export class IndexMap {
 	}
 
 	#fillPart(block: number, count: number, value: number): void {
-		const leaf = this.#ownLeaf(block);
+		const before = this.#leafOf(block);
+		if (before === value) return;
+		// To become as the others of a sparse page takes no room in it.
+		const isOthers = before >= FIRST_SPARSE && this.#pages.sparse.others(before) === value;
+		const leaf = this.#ownLeaf(block, isOthers ? 0 : count);
+		if (leaf >= FIRST_SPARSE) {
+			const within = block & (PAGE_WORDS - 1);
+			for (let i = 0; i < count; i++) {
+				const old = this.#pages.sparse.set(leaf, within + i, value);
+				if (old > ZERO) this.#ledger.release(old);
+			}
+			this.#collapse(block);
+			return;
+		}
 		const slab = this.#pages.slabs[leaf >>> SLAB_SHIFT]!;
 		const base = (leaf & (SLAB_PAGES - 1)) * PAGE_WORDS + (block & (PAGE_WORDS - 1));
 		for (let i = 0; i < count; i++) {
@@ -332,7 +419,7 @@ export class IndexMap {
 	#forgetLeaf(leaf: number): void {
 		if (leaf <= ZERO) return;
 		for (let i = 0; i < PAGE_WORDS; i++) {
-			const old = this.#pages.word(leaf, i);
+			const old = this.#pages.valueIn(leaf, i);
 			if (old > ZERO) this.#ledger.release(old);
 		}
 		this.#retire(leaf);
@@ -341,12 +428,19 @@ export class IndexMap {
 	#clearInLeaf(block: number, count: number, first: number, stride: number): number {
 		const pages = this.#pages;
 		const within = block & (PAGE_WORDS - 1);
-		let leaf = pages.word(this.#root[block >>> MIDDLE_SHIFT]!, (block >>> LEAF_SHIFT) & (PAGE_WORDS - 1));
+		let leaf = this.#leafOf(block);
+		// To become as the others of a sparse page takes no room in it.
+		const room = leaf >= FIRST_SPARSE && pages.sparse.others(leaf) === ABSENT ? 0 : count;
 		let changed = 0;
 		for (let i = 0; i < count; i++) {
-			if (pages.word(leaf, within + i) !== first + i * stride) continue;
-			if (changed === 0) leaf = this.#ownLeaf(block);
-			pages.setWord(leaf, within + i, ABSENT);
+			if (pages.valueIn(leaf, within + i) !== first + i * stride) {
+				// All up to the next one that is listed are alike.
+				if (leaf >= FIRST_SPARSE) i = pages.sparse.next(leaf, within + i) - within - 1;
+				continue;
+			}
+			if (changed === 0) leaf = this.#ownLeaf(block, room);
+			if (leaf >= FIRST_SPARSE) pages.sparse.set(leaf, within + i, ABSENT);
+			else pages.setWord(leaf, within + i, ABSENT);
 			if (first > ZERO) this.#ledger.release(first + i * stride);
 			changed++;
 		}
@@ -378,6 +472,7 @@ function lookUp(pages: PageStore, root: Uint32Array, block: number): number {
 		slabs[middle >>> SLAB_SHIFT]![
 			(middle & (SLAB_PAGES - 1)) * PAGE_WORDS + ((block >>> LEAF_SHIFT) & (PAGE_WORDS - 1))
 		]!;
+	if (leaf >= FIRST_SPARSE) return pages.sparse.get(leaf, block & (PAGE_WORDS - 1));
 	return slabs[leaf >>> SLAB_SHIFT]![(leaf & (SLAB_PAGES - 1)) * PAGE_WORDS + (block & (PAGE_WORDS - 1))]!;
 }
 
@@ -396,7 +491,11 @@ function visitRuns(pages: PageStore, root: Uint32Array, block: number, count: nu
 			const leaf = pages.word(middle, (at >>> LEAF_SHIFT) & (PAGE_WORDS - 1));
 			value = leaf;
 			step = Math.min(PAGE_WORDS - (at & (PAGE_WORDS - 1)), end - at);
-			if (leaf > ZERO) {
+			if (leaf >= FIRST_SPARSE) {
+				const index = at & (PAGE_WORDS - 1);
+				value = pages.sparse.get(leaf, index);
+				step = Math.min(step, pages.sparse.next(leaf, index) - index);
+			} else if (leaf > ZERO) {
 				value = pages.word(leaf, at & (PAGE_WORDS - 1));
 				step = 1;
 			}

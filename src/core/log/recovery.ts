@@ -4,7 +4,8 @@
 //   superblock ─▶ headers ─▶ chain: the segment after the freed ones, the one after that, …
 //              ─▶ entries in order, up to the first that is not whole ─▶ the prefix
 //
-// Where the log ends. Entries are numbered through the disk's life. Every header and entry notes how many entries were
+// Where the log ends. Entries are numbered through the disk's life; a data run's further records count, so that an entry's
+// number is where its record lies. Every header and entry notes how many entries were
 // durable when it was written, so the highest such number found anywhere, D, is a fact. Entries before D must be whole:
 // one that isn't was damaged later, and the log is refused (LOG_DAMAGED). From D on, an entry counts if it and its data
 // have the right checksum; the first that doesn't ends the log, whatever follows, since a power cut may keep any subset
@@ -28,7 +29,9 @@ import {
 	FORMAT_VERSION,
 	geometryOf,
 	KIND_DATA,
+	KIND_DROP,
 	offsetOfPlace,
+	RUN_BLOCKS_MAX,
 	SEGMENTS_AT,
 	Summary,
 } from "./format.ts";
@@ -40,6 +43,9 @@ export interface FoundSegment {
 	readonly place: number;
 	readonly header: SegmentHeader;
 }
+
+/** Segments whose headers and summaries are fetched ahead of the one that is read. */
+const READ_AHEAD = 32;
 
 /** Takes the recovered log, in order. */
 export interface RecoveryTarget {
@@ -61,16 +67,25 @@ export interface Recovered {
 	readonly emptyTail: readonly FoundSegment[];
 }
 
+/** The superblock that counts. */
+export interface FoundSuperblock {
+	readonly superblock: Superblock;
+	readonly copy: 0 | 1;
+	/** A whole copy is of an older version, which an older vmsweep would go by. */
+	readonly outdated: boolean;
+}
+
 /** Reads both superblocks. Throws LOG_DAMAGED or DISK_WRONG_VERSION where there is none to go by. */
-export function readSuperblock(file: HostFile, name: string): { superblock: Superblock; copy: 0 | 1 } {
+export function readSuperblock(file: HostFile, name: string): FoundSuperblock {
 	const record = new Uint8Array(BLOCK_SIZE);
 	const results = ([0, 1] as const).map((copy) => {
 		file.read(byteOffset(copy * BLOCK_SIZE), record);
 		return { copy, result: decodeSuperblock(record) };
 	});
 	const whole = results.flatMap(({ copy, result }) =>
-		result.kind === "ok" ? [{ copy, superblock: result.superblock }] : [],
+		result.kind === "ok" ? [{ copy, superblock: result.superblock, version: result.version }] : [],
 	);
+	const outdated = whole.some(({ version }) => version < FORMAT_VERSION);
 	const newest = whole.sort((a, b) => b.superblock.generation - a.superblock.generation)[0];
 	for (const { result } of results) {
 		if (result.kind === "features")
@@ -81,10 +96,10 @@ export function readSuperblock(file: HostFile, name: string): { superblock: Supe
 		if (result.kind === "version" && !newest)
 			throw new VmsweepError(
 				"DISK_WRONG_VERSION",
-				`${name}: format version ${result.version}, this vmsweep knows ${FORMAT_VERSION}; open it with the vmsweep that wrote it`,
+				`${name}: format version ${result.version}, this vmsweep knows 1 to ${FORMAT_VERSION}; open it with the vmsweep that wrote it`,
 			);
 	}
-	if (newest) return newest;
+	if (newest) return { superblock: newest.superblock, copy: newest.copy, outdated };
 	const why = results.every(({ result }) => result.kind === "missing")
 		? "is no first image"
 		: "both superblocks are damaged";
@@ -106,6 +121,8 @@ export class Recovery {
 	readonly #safeguards: Safeguards;
 	readonly #summaryBytes: Uint8Array;
 	readonly #summary: Summary;
+	/** Checksums of the segment that is looked at, by slot. */
+	readonly #sums: Uint32Array;
 	#summaryPlace = -1;
 
 	constructor(
@@ -123,6 +140,7 @@ export class Recovery {
 		this.#safeguards = safeguards;
 		this.#summaryBytes = new Uint8Array(superblock.summaryBytes);
 		this.#summary = new Summary(this.#summaryBytes);
+		this.#sums = new Uint32Array(this.#geometry.slotsPerSegment);
 		this.placeCount = divCeil(Math.max(0, file.size() - SEGMENTS_AT), this.#geometry.segmentBytes);
 	}
 
@@ -144,6 +162,8 @@ export class Recovery {
 		let lastSequence = this.#superblock.freedSequence;
 		let lastEpoch = this.#superblock.epoch;
 		for (let place = 0; place < this.placeCount; place++) {
+			if (place % READ_AHEAD === 0)
+				for (let next = place; next < Math.min(place + 2 * READ_AHEAD, this.placeCount); next++) this.#willNeed(next);
 			this.#file.read(byteOffset(offsetOfPlace(this.#geometry, place)), record);
 			const header = decodeHeader(record, this.#superblock.uuid);
 			if (!header) continue;
@@ -152,6 +172,11 @@ export class Recovery {
 			if (header.sequence > this.#superblock.freedSequence) found.push({ place, header });
 		}
 		return { found, lastSequence, lastEpoch };
+	}
+
+	/** A header and its summary, which lie side by side, are fetched at once: one seek. */
+	#willNeed(place: number): void {
+		this.#file.willNeed?.(byteOffset(offsetOfPlace(this.#geometry, place)), BLOCK_SIZE + this.#geometry.summaryBytes);
 	}
 
 	/**
@@ -181,6 +206,8 @@ export class Recovery {
 		let whole = 0;
 		for (const segment of chain) {
 			if (segment.header.firstEntry !== entries) break;
+			if (segments % READ_AHEAD === 0)
+				for (const { place } of chain.slice(segments, segments + 2 * READ_AHEAD)) this.#willNeed(place);
 			segments++;
 			const successor = chain[segments]?.header;
 			const count = this.#replaySegment(segment, successor, durableEntries, target);
@@ -204,30 +231,48 @@ export class Recovery {
 		this.#load(segment);
 		target.segment(segment);
 		let slot = 0;
-		for (let entry = 0; entry < limit; entry++) {
-			if (!this.#isWhole(entry, slot)) return entry;
+		let entry = 0;
+		while (entry < limit) {
+			if (!this.#isWhole(entry, slot, limit)) return entry;
 			if (firstEntry + entry >= durableEntries && !this.#dataIsRight(segment.place, entry)) return entry;
 			if (this.#summary.kind(entry) === KIND_DATA) slot += this.#summary.count(entry);
 			target.entry(this.#summary, entry);
+			entry += this.#summary.records(entry);
 		}
-		return Math.max(limit, 0);
+		return entry;
 	}
 
-	/** Checksum and ranges of an entry, `slot` being the next free slot of the segment. */
-	#isWhole(entry: number, slot: number): boolean {
+	/** Checksums and ranges of an entry and its further records, `slot` being the next free slot of the segment. */
+	#isWhole(entry: number, slot: number, limit: number): boolean {
 		const summary = this.#summary;
-		if (!summary.intact(entry) && this.#safeguards.entryChecksums) return false;
+		const { entryChecksums } = this.#safeguards;
+		if (!summary.intact(entry) && entryChecksums) return false;
 		const count = summary.count(entry);
 		const kind = summary.kind(entry);
-		if (count === 0 || kind === 0 || summary.slot(entry) !== slot) return false;
-		if (summary.block(entry) + count > divCeil(this.#superblock.diskBytes, BLOCK_SIZE)) return false;
-		return kind !== KIND_DATA || slot + count <= this.#geometry.slotsPerSegment;
+		if (count === 0 || kind === 0 || kind > KIND_DROP || summary.slot(entry) !== slot) return false;
+		if (summary.block(entry) + count > divCeil(this.#superblock.largestDiskBytes, BLOCK_SIZE)) return false;
+		if (kind !== KIND_DATA) return true;
+		if (slot + count > this.#geometry.slotsPerSegment) return false;
+		if (summary.version > 1 && count > RUN_BLOCKS_MAX) return false;
+		const end = entry + summary.records(entry);
+		if (end > limit) return false;
+		for (let record = entry + 1; record < end; record++)
+			if (!summary.intactSums(record) && entryChecksums) return false;
+		return true;
 	}
 
 	#dataIsRight(place: number, entry: number): boolean {
-		if (this.#summary.kind(entry) !== KIND_DATA || !this.#safeguards.dataChecksums) return true;
+		const summary = this.#summary;
+		if (summary.kind(entry) !== KIND_DATA || !this.#safeguards.dataChecksums) return true;
 		const data = this.#readData(place, entry);
-		return this.#checksum(data) >>> 0 === this.#summary.dataCrc(entry);
+		if (summary.version === 1) return this.#checksum(data) >>> 0 === summary.dataCrc(entry);
+		summary.copySums(entry, this.#sums);
+		const slot = summary.slot(entry);
+		for (let i = 0; i < summary.count(entry); i++) {
+			const block = data.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE);
+			if (this.#checksum(block) >>> 0 !== this.#sums[slot + i]) return false;
+		}
+		return true;
 	}
 
 	#readData(place: number, entry: number): Uint8Array {
@@ -242,7 +287,7 @@ export class Recovery {
 	}
 
 	#load(segment: FoundSegment): void {
-		this.#summary.bind(this.#superblock.uuid, segment.header.sequence, segment.header.epoch);
+		this.#summary.bind(this.#superblock.uuid, segment.header);
 		if (this.#summaryPlace === segment.place) return;
 		this.#file.read(byteOffset(offsetOfPlace(this.#geometry, segment.place) + BLOCK_SIZE), this.#summaryBytes);
 		this.#summaryPlace = segment.place;
@@ -259,11 +304,9 @@ export class Recovery {
 			const at = offsetOfPlace(this.#geometry, segment.place);
 			this.#rewrite(at, record);
 			this.#file.write(this.#summaryBytes, byteOffset(at + BLOCK_SIZE));
-			for (
-				let entry = Math.max(0, durableEntries - segment.header.firstEntry);
-				entry < end - segment.header.firstEntry;
-				entry++
-			)
+			const last = end - segment.header.firstEntry;
+			let entry = Math.max(0, durableEntries - segment.header.firstEntry);
+			for (; entry < last; entry += this.#summary.records(entry))
 				if (this.#summary.kind(entry) === KIND_DATA)
 					this.#file.write(this.#readData(segment.place, entry), this.#offsetOfData(segment.place, entry));
 		});

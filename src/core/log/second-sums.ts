@@ -54,9 +54,9 @@ export function formatSecondSums(file: HostFile, uuid: Uint8Array): void {
 export class SecondSums {
 	readonly #file: HostFile;
 	/** Page number of each place of the cache, or -1. */
-	readonly #tags = new Int32Array(CACHE_PAGES).fill(-1);
-	readonly #words = new Uint32Array(CACHE_PAGES * PAGE_WORDS);
-	readonly #bytes = new Uint8Array(this.#words.buffer);
+	readonly #tags: Int32Array;
+	readonly #words: Uint32Array;
+	readonly #bytes: Uint8Array;
 	/** Sectors changed since the last `write`, in the order in which they were changed. */
 	readonly #changed = new Set<number>();
 	/** Sectors that were found damaged: their blocks can't be verified. */
@@ -66,8 +66,11 @@ export class SecondSums {
 	 * Opens the checksums of the disk `uuid`. A file that holds none (new, of another disk, damaged) begins as one that
 	 * knows nothing. Throws DISK_WRONG_VERSION or IO.
 	 */
-	constructor(file: HostFile, uuid: Uint8Array, name: string) {
+	constructor(file: HostFile, uuid: Uint8Array, name: string, cachePages = CACHE_PAGES) {
 		this.#file = file;
+		this.#tags = new Int32Array(cachePages).fill(-1);
+		this.#words = new Uint32Array(cachePages * PAGE_WORDS);
+		this.#bytes = new Uint8Array(this.#words.buffer);
 		const header = new Uint8Array(SECTOR_BYTES);
 		file.read(byteOffset(0), header);
 		const fields = HeaderRecord.at(new DataView(header.buffer));
@@ -142,13 +145,13 @@ export class SecondSums {
 	/** Before a sector that isn't in the cache takes the place of others: these are written if they were changed. */
 	#makeRoomFor(sector: number): void {
 		const page = divFloor(sector, PAGE_SECTORS);
-		if (this.#changed.size > 0 && this.#tags[page % CACHE_PAGES] !== page) this.write();
+		if (this.#changed.size > 0 && this.#tags[page % this.#tags.length] !== page) this.write();
 	}
 
 	/** First word of a sector in the cache. */
 	#wordsOf(sector: number): number {
 		const page = divFloor(sector, PAGE_SECTORS);
-		const place = page % CACHE_PAGES;
+		const place = page % this.#tags.length;
 		if (this.#tags[place] !== page) this.#load(page, place);
 		return place * PAGE_WORDS + (sector - page * PAGE_SECTORS) * SECTOR_WORDS;
 	}

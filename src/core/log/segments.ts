@@ -21,41 +21,81 @@ import { ZERO } from "./index-map.ts";
 
 const FIRST_SLOT = SEGMENTS_AT / 4096;
 
+/** Zero and drop runs of a segment in entry order, 12 bytes each. */
+export class ZeroRuns {
+	count = 0;
+	hasDrop = false;
+	/** Per run: the entry (counted in the segment) times 2, plus 1 for a drop; first block; block count. */
+	#words = new Uint32Array(0);
+
+	add(entry: number, isDrop: boolean, block: number, count: number): void {
+		const at = this.count++ * 3;
+		if (isDrop) this.hasDrop = true;
+		if (at === this.#words.length) {
+			const words = new Uint32Array(Math.max(24, at * 2));
+			words.set(this.#words);
+			this.#words = words;
+		}
+		this.#words[at] = entry * 2 + (isDrop ? 1 : 0);
+		this.#words[at + 1] = block;
+		this.#words[at + 2] = count;
+	}
+
+	entry = (run: number): number => this.#words[run * 3]! >>> 1;
+	isDrop = (run: number): boolean => (this.#words[run * 3]! & 1) === 1;
+	block = (run: number): number => this.#words[run * 3 + 1]!;
+	blocks = (run: number): number => this.#words[run * 3 + 2]!;
+}
+
+/** What names one life of a place, and how its entries are to be read. */
+export interface SegmentLife {
+	readonly sequence: number;
+	readonly epoch: number;
+	/** Format version of its entries. */
+	readonly version: number;
+	/** Number of its first entry over the disk's life. */
+	readonly firstEntry: number;
+}
+
 /** One segment of the log. */
 export class Segment {
 	readonly sequence: number;
+	readonly epoch: number;
+	readonly version: number;
 	readonly place: number;
-	/** Number of its first entry over the disk's life. */
 	readonly firstEntry: number;
+	/** Records of its summary in use; an entry's further records count. */
 	entryCount = 0;
+	/** The log's guest entries up to this segment's end. */
+	endGuestEntries = 0;
 	usedSlots = 0;
 	sealed = false;
-	/** Zero and drop runs in entry order: the entry (counted in the segment), first block, block count. */
-	readonly zeroEntries: number[] = [];
-	readonly zeroBlocks: number[] = [];
-	readonly zeroCounts: number[] = [];
+	/** CRC-32 per slot, 0 where it isn't known. */
+	readonly sums: Uint32Array;
+	readonly zeros = new ZeroRuns();
 	/** Runs before this one, and `zeroDone` blocks of it, were seen to be no longer ZERO by this segment's doing. */
 	zeroCursor = 0;
 	zeroDone = 0;
+	/** View epoch in which the last of its zero runs was seen to be superseded. */
+	zerosDiedEpoch = Number.POSITIVE_INFINITY;
+	/** Position of the newest drop that took one of its live slots away, or -1. */
+	droppedAt = -1;
 
-	constructor(sequence: number, place: number, firstEntry: number) {
-		this.sequence = sequence;
+	constructor(life: SegmentLife, place: number, slots: number) {
+		this.sequence = life.sequence;
+		this.epoch = life.epoch;
+		this.version = life.version;
+		this.firstEntry = life.firstEntry;
 		this.place = place;
-		this.firstEntry = firstEntry;
-	}
-
-	/** The segment's next entry is a zero or drop run. */
-	addZeroRun(block: number, count: number): void {
-		this.zeroEntries.push(this.entryCount);
-		this.zeroBlocks.push(block);
-		this.zeroCounts.push(count);
+		this.sums = new Uint32Array(slots);
 	}
 }
 
 /** A view's claim on segments: it may reference what was live when it was taken. */
 export interface Pin {
 	readonly epoch: number;
-	readonly position: number;
+	/** Entries that it shows. */
+	readonly entry: number;
 }
 
 /** State of a place beyond what the lists say. */
@@ -75,6 +115,10 @@ export class SegmentTable implements SlotLedger {
 	placeCount: number;
 	/** Most places that segments of the log may take. */
 	placesMax: number;
+	/** Position of the drop that is being applied, or -1: slots released meanwhile can be asked for by an undo. */
+	droppingAt = -1;
+	/** What was dropped at this position or later can still be undone; Infinity: nothing. */
+	holdFrom = Number.POSITIVE_INFINITY;
 	readonly #warmMax: number;
 	/** Free and allocated, oldest first; taken from the end. */
 	readonly #warm: number[] = [];
@@ -86,8 +130,6 @@ export class SegmentTable implements SlotLedger {
 	#live = new Int32Array(16);
 	/** View epoch in which the place's live count last became 0. */
 	#diedEpoch = new Float64Array(16);
-	/** Slot of the segment to disk block. */
-	readonly #blocks: Uint32Array[] = [];
 	readonly #segmentOfPlace: (Segment | undefined)[] = [];
 
 	constructor(geometry: Geometry, placeCount: number, placesMax: number, warmMax: number) {
@@ -102,6 +144,7 @@ export class SegmentTable implements SlotLedger {
 	release(slot: number): void {
 		const place = (slot - FIRST_SLOT) >>> this.geometry.shift;
 		if (--this.#live[place]! === 0) this.#diedEpoch[place] = this.viewEpoch;
+		if (this.droppingAt >= 0) this.#segmentOfPlace[place]!.droppedAt = this.droppingAt;
 	}
 
 	/** First slot number of a place's data area. */
@@ -124,19 +167,28 @@ export class SegmentTable implements SlotLedger {
 		return segment.sequence * this.geometry.slotsPerSegment;
 	}
 
-	/** Counts `count` appended slots as live and remembers their blocks; the index is set right after. */
-	addSlots(segment: Segment, slotInSegment: number, block: number, count: number): void {
-		const blocks = this.#blocks[segment.place]!;
-		for (let i = 0; i < count; i++) blocks[slotInSegment + i] = block + i;
+	/** Counts `count` appended slots as live; the index is set right after. */
+	addLive(segment: Segment, count: number): void {
 		this.#live[segment.place]! += count;
+	}
+
+	/** CRC-32 of a slot's block; 0 where it isn't known. */
+	sumOfSlot(slot: number): number {
+		const segment = this.segmentOfSlot(slot);
+		return segment?.sums[slot - this.firstSlotOf(segment.place)] ?? 0;
+	}
+
+	/** True where a drop within the quarantine is in the segment, or took a block from it. */
+	isHeld(segment: Segment): boolean {
+		if (this.holdFrom === Number.POSITIVE_INFINITY) return false;
+		const end = this.firstPositionOf(segment) + segment.usedSlots;
+		if (end > this.holdFrom || segment.droppedAt >= this.holdFrom) return true;
+		// Entries without data stand at the position of the slot that comes next.
+		return end === this.holdFrom && segment.zeros.count > 0;
 	}
 
 	liveSlots(segment: Segment): number {
 		return this.#live[segment.place]!;
-	}
-
-	blockOfSlot(segment: Segment, slotInSegment: number): number {
-		return this.#blocks[segment.place]![slotInSegment]!;
 	}
 
 	/** Appends a segment to the chain; the one before it is sealed. */
@@ -147,7 +199,6 @@ export class SegmentTable implements SlotLedger {
 		this.#segmentOfPlace[segment.place] = segment;
 		this.#live[segment.place] = 0;
 		this.#diedEpoch[segment.place] = 0;
-		this.#blocks[segment.place] ??= new Uint32Array(this.geometry.slotsPerSegment);
 	}
 
 	/** Takes segments without entries off the end of the chain. */
@@ -164,8 +215,10 @@ export class SegmentTable implements SlotLedger {
 		const visit = new ZeroScan(budget);
 		while (count < this.chain.length - 1) {
 			const segment = this.chain[count]!;
-			if (this.#live[segment.place] !== 0 || this.#isPinned(segment, pins)) break;
+			if (this.#live[segment.place] !== 0 || this.isHeld(segment)) break;
 			if (!visit.isSuperseded(segment, index)) break;
+			if (segment.zerosDiedEpoch === Number.POSITIVE_INFINITY) segment.zerosDiedEpoch = this.viewEpoch;
+			if (this.#isPinned(segment, pins)) break;
 			count++;
 		}
 		return count;
@@ -281,11 +334,14 @@ export class SegmentTable implements SlotLedger {
 		return place;
 	}
 
-	/** A view needs a segment if it was taken while something in the segment was live. */
+	/**
+	 * A view needs a segment if it was taken while something in the segment was live, or was a zero run that still
+	 * counted: without that, a view that is taken again while the log is replayed would show what was there before.
+	 */
 	#isPinned(segment: Segment, pins: readonly Pin[]): boolean {
-		const first = this.firstPositionOf(segment);
 		const died = this.#diedEpoch[segment.place]!;
-		return pins.some((pin) => pin.position > first && pin.epoch < died);
+		const zerosDied = segment.zeros.count > 0 ? segment.zerosDiedEpoch : 0;
+		return pins.some((pin) => pin.entry > segment.firstEntry && pin.epoch < Math.max(died, zerosDied));
 	}
 }
 
@@ -309,19 +365,23 @@ class ZeroScan {
 	}
 
 	isSuperseded(segment: Segment, index: IndexMap): boolean {
-		while (segment.zeroCursor < segment.zeroBlocks.length) {
+		const { zeros } = segment;
+		while (segment.zeroCursor < zeros.count) {
 			if (this.#budget <= 0) return false;
-			const block = segment.zeroBlocks[segment.zeroCursor]! + segment.zeroDone;
-			const left = segment.zeroCounts[segment.zeroCursor]! - segment.zeroDone;
-			if (index.get(block) === ZERO) return false;
-			const step = Math.min(left, 4096 - (block & 4095));
-			this.#zeroAt = -1;
+			const block = zeros.block(segment.zeroCursor) + segment.zeroDone;
+			// Beyond the end of a disk that shrank nothing counts.
+			const end = Math.min(zeros.block(segment.zeroCursor) + zeros.blocks(segment.zeroCursor), index.blocks);
 			this.#scanned = 0;
-			index.resolve(block, step, this.#visit);
-			this.#budget -= this.#scanned + 1;
-			segment.zeroDone += this.#scanned;
-			if (this.#zeroAt >= 0) return false;
-			if (segment.zeroDone >= segment.zeroCounts[segment.zeroCursor]!) {
+			if (block < end) {
+				if (index.get(block) === ZERO) return false;
+				const step = Math.min(end - block, 4096 - (block & 4095));
+				this.#zeroAt = -1;
+				index.resolve(block, step, this.#visit);
+				this.#budget -= this.#scanned + 1;
+				segment.zeroDone += this.#scanned;
+				if (this.#zeroAt >= 0) return false;
+			}
+			if (block + this.#scanned >= end) {
 				segment.zeroCursor++;
 				segment.zeroDone = 0;
 			}

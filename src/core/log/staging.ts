@@ -13,7 +13,7 @@ export class Staging {
 	kinds = new Uint8Array(this.#capacity);
 	blocks = new Float64Array(this.#capacity);
 	counts = new Float64Array(this.#capacity);
-	/** Where the data of a KIND_DATA item starts in its source, in bytes. */
+	/** Where the data of a KIND_DATA item starts in its source, in bytes; for a KIND_DROP item DROPPED_IN_…. */
 	offsets = new Float64Array(this.#capacity);
 	readonly sources: (PinnedBytes | undefined)[] = [];
 

@@ -6,6 +6,7 @@ import type { Geometry } from "./format.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IndexMap } from "./index-map.ts";
 import type { SegmentTable } from "./segments.ts";
+import type { SummaryReader } from "./summary-reader.ts";
 
 /**
  * The measures that keep a power cut harmless. All on, always, but in the crash simulation, which switches one off
@@ -20,6 +21,8 @@ export interface Safeguards {
 	readonly tailDurably: boolean;
 	/** Each recovery begins an epoch. */
 	readonly epochs: boolean;
+	/** A view holds the segments that it shows. */
+	readonly viewsHold: boolean;
 }
 
 export const ALL_SAFEGUARDS: Safeguards = {
@@ -28,6 +31,7 @@ export const ALL_SAFEGUARDS: Safeguards = {
 	supersededDurably: true,
 	tailDurably: true,
 	epochs: true,
+	viewsHold: true,
 };
 
 export interface LogState {
@@ -36,10 +40,15 @@ export interface LogState {
 	readonly uuid: Uint8Array;
 	readonly geometry: Geometry;
 	readonly table: SegmentTable;
+	readonly summaries: SummaryReader;
 	readonly index: IndexMap;
+	/** Blocks of the largest size that the disk ever had. */
+	largestBlocks: number;
 	readonly safeguards: Safeguards;
 	/** Number of the next entry, counted over the disk's life. */
 	nextEntry: number;
+	/** Of the entries since the oldest that recovery found, those by the guest: all but drops. */
+	guestEntries: number;
 	/** Entries known durable. */
 	durableEntries: number;
 	/** Position below which all data is durable. */

@@ -11,6 +11,17 @@ import { headPosition } from "./state.ts";
 export interface View {
 	/** Data at positions below this one is in the view, none at or above it. */
 	readonly position: LogPosition;
+	/**
+	 * Entries of the log that the view shows, counted over the disk's life: an exact instant, which `position` is not, as
+	 * zeroing has no data. `OpenOptions.viewsAtEntries` takes the view again after a restart; note it only once it
+	 * is `durable`, as entries that a power cut takes give their numbers to others.
+	 */
+	readonly entry: number;
+	/**
+	 * Writes and zeroings by the guest that it shows, counted since the log was opened, replayed ones included: two views
+	 * with the same number show the same but for drops.
+	 */
+	readonly guestEntries: number;
 	/** True once every entry (zeroing too) that the view shows is durable in the log. */
 	readonly durable: boolean;
 	readonly released: boolean;
@@ -24,8 +35,9 @@ export interface View {
 
 export class LogView implements View, Pin {
 	readonly position: LogPosition;
+	readonly entry: number;
+	readonly guestEntries: number;
 	readonly epoch: number;
-	readonly #entries: number;
 	readonly #state: LogState;
 	readonly #index: IndexView;
 	readonly #views: LogView[];
@@ -33,14 +45,15 @@ export class LogView implements View, Pin {
 	constructor(state: LogState, index: IndexView, views: LogView[]) {
 		this.position = logPosition(headPosition(state));
 		this.epoch = index.epoch;
-		this.#entries = state.nextEntry;
+		this.entry = state.nextEntry;
+		this.guestEntries = state.guestEntries;
 		this.#state = state;
 		this.#index = index;
 		this.#views = views;
 	}
 
 	get durable(): boolean {
-		return this.#state.durableEntries >= this.#entries;
+		return this.#state.durableEntries >= this.entry;
 	}
 
 	get released(): boolean {

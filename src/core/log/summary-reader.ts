@@ -1,0 +1,60 @@
+// Summary reader: a segment's summary, read back from the file. What of a segment is only needed now and then (which
+// block a slot was written for, for one) isn't kept in memory: that would be 4 bytes for each slot of the log.
+
+import { VmsweepError } from "../../foundations/errors.ts";
+import { BLOCK_SIZE, byteOffset, formatBytes } from "../../foundations/units.ts";
+import type { Geometry } from "./format.ts";
+import { KIND_DATA, offsetOfPlace, Summary } from "./format.ts";
+import type { HostFile } from "./host-file.ts";
+import type { Segment } from "./segments.ts";
+
+export class SummaryReader {
+	readonly #file: HostFile;
+	readonly #name: string;
+	readonly #uuid: Uint8Array;
+	readonly #geometry: Geometry;
+	#memory: Uint8Array | undefined;
+	#summary: Summary | undefined;
+
+	constructor(file: HostFile, name: string, uuid: Uint8Array, geometry: Geometry) {
+		this.#file = file;
+		this.#name = name;
+		this.#uuid = uuid;
+		this.#geometry = geometry;
+	}
+
+	/** A segment's summary as it is in the file, damaged or not; valid until the next call. Throws IO. */
+	read(segment: Segment): Summary {
+		this.#memory ??= new Uint8Array(this.#geometry.summaryBytes);
+		this.#summary ??= new Summary(this.#memory);
+		this.#file.read(byteOffset(offsetOfPlace(this.#geometry, segment.place) + BLOCK_SIZE), this.#memory);
+		this.#summary.bind(this.#uuid, segment);
+		return this.#summary;
+	}
+
+	/** Visits a segment's entries in order. Throws IO, and LOG_DAMAGED at the first that is not as it was written. */
+	forEach(segment: Segment, visit: (summary: Summary, entry: number) => void): void {
+		const summary = this.read(segment);
+		for (let entry = 0; entry < segment.entryCount; entry += summary.records(entry)) {
+			if (!this.#isWhole(summary, entry, segment)) this.#refuse(segment, entry);
+			visit(summary, entry);
+		}
+	}
+
+	#isWhole(summary: Summary, entry: number, segment: Segment): boolean {
+		if (!summary.intact(entry)) return false;
+		const end = entry + summary.records(entry);
+		if (end > segment.entryCount) return false;
+		for (let record = entry + 1; record < end; record++) if (!summary.intactSums(record)) return false;
+		return summary.kind(entry) !== KIND_DATA || summary.slot(entry) + summary.count(entry) <= segment.usedSlots;
+	}
+
+	#refuse(segment: Segment, entry: number): never {
+		const at = formatBytes(offsetOfPlace(this.#geometry, segment.place));
+		throw new VmsweepError(
+			"LOG_DAMAGED",
+			`${this.#name}: entry ${entry} of segment ${segment.sequence} (at ${at}) is damaged. ` +
+				"Stop the disk and run vmsweep check",
+		);
+	}
+}
