@@ -3,20 +3,24 @@
 //   vmsweep       the image as second image of a new disk, cleaning on: what a user gets
 //   vmsweep-off   the same with `--clean off`: the data plane alone
 //   nbdkit        nbdkit's file plugin on the image
+//   nbdkit-cow    the same below nbdkit's cow filter: writes go to a temporary file. Its flush does nothing
 //   qemu-nbd      qemu-nbd on the image as raw
+//   qsd           qemu-storage-daemon on the image as raw
+//   qsd-qcow2     qemu-storage-daemon on a qcow2 image with the same content, all of it allocated
 //   overlay       qemu-nbd on a new qcow2 overlay over the image
 //
-// A started peer is fresh: vmsweep's first image and the overlay are empty files, and every write is the first one
+// A started peer is fresh: vmsweep's first image, the overlay and the cow file are empty, and every write is the first one
 // to its place in them. That is the hard case for vmsweep too, since a recycled segment takes writes faster than a
-// new one. The raw peers write in place, over blocks that the file system has allocated and holds in memory.
+// new one. The raw peers and qsd-qcow2 write in place, over blocks that the file system has allocated and holds in memory.
 
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { nbdUri } from "../test/support/guest.ts";
-import { type Running, runOk, start } from "../test/support/processes.ts";
+import { type Running, run, runOk, start } from "../test/support/processes.ts";
+import { cpuSeconds, type Memory, memoryOf, storageReadBytes } from "./processes.ts";
 
-export type PeerId = "vmsweep" | "vmsweep-off" | "nbdkit" | "qemu-nbd" | "overlay";
+export type PeerId = "vmsweep" | "vmsweep-off" | "nbdkit" | "nbdkit-cow" | "qemu-nbd" | "qsd" | "qsd-qcow2" | "overlay";
 
 export interface Peer {
 	readonly id: PeerId;
@@ -24,8 +28,17 @@ export interface Peer {
 	readonly title: string;
 	/** Programs it needs besides vmsweep. */
 	readonly tools: readonly string[];
+	/** False where a flush is answered without making anything durable: no yardstick for workloads that flush. */
+	readonly flushes: boolean;
+	/** Part of the short run that `make bench` does. */
+	readonly short: boolean;
 	/** Makes what it writes into, and starts it. */
-	serve(place: Place): Promise<Server>;
+	serve(place: Place, options?: ServeOptions): Promise<Server>;
+}
+
+export interface ServeOptions {
+	/** Limit of vmsweep's first image where it cleans; what a user gets where not given. */
+	readonly logLimitBytes?: number | undefined;
 }
 
 /** Where peers work. */
@@ -34,39 +47,81 @@ export interface Place {
 	readonly folder: string;
 	/** The raw image that all serve. */
 	readonly image: string;
+	/** The same as qcow2; only there where a peer serves it. */
+	readonly qcow2: string;
 	/** The vmsweep command. */
 	readonly vmsweep: string;
 }
 
 /** A running server. Leaving its scope ends it and removes what it wrote, except what went into the image. */
 export interface Server extends AsyncDisposable {
+	readonly socket: string;
 	readonly uri: string;
-	/** Processor time that the process took so far, user and kernel, all threads. */
+	/** Processor time that it took so far, user and kernel, all threads and children. */
 	cpuSeconds(): number;
+	/** Bytes that it read from storage so far, because the page cache did not have them. */
+	storageReadBytes(): number;
+	memory(): Memory;
+	/** Bytes that its cleaner moved so far; undefined for who has none. */
+	movedBytes(): Promise<number | undefined>;
 }
+
+/** Cleaning off, the first image only grows; no run of the benchmark writes as much as this. */
+const NEVER_FULL = "256G";
 
 export const peers: readonly Peer[] = [
 	vmsweepPeer("vmsweep", "vmsweep", "continuous"),
 	vmsweepPeer("vmsweep-off", "clean off", "off"),
 	{
 		id: "nbdkit",
-		title: "nbdkit file",
+		title: "nbdkit",
 		tools: ["nbdkit"],
-		serve: ({ folder, image }) => {
-			const socket = join(folder, "nbdkit.sock");
-			return startServer(socket, "nbdkit", ["--foreground", "--unix", socket, "file", image]);
-		},
+		flushes: true,
+		short: true,
+		serve: ({ folder, image }) => nbdkit(join(folder, "nbdkit.sock"), folder, ["file", image]),
+	},
+	{
+		id: "nbdkit-cow",
+		title: "nbdkit+cow",
+		tools: ["nbdkit"],
+		flushes: false,
+		short: false,
+		serve: ({ folder, image }) => nbdkit(join(folder, "cow.sock"), folder, ["--filter=cow", "file", image]),
 	},
 	{
 		id: "qemu-nbd",
 		title: "qemu-nbd",
 		tools: ["qemu-nbd"],
+		flushes: true,
+		short: false,
 		serve: ({ folder, image }) => qemuNbd(join(folder, "qemu.sock"), "raw", image),
 	},
 	{
+		id: "qsd",
+		title: "qsd raw",
+		tools: ["qemu-storage-daemon"],
+		flushes: true,
+		short: true,
+		serve: ({ folder, image }) => storageDaemon(join(folder, "qsd.sock"), "raw", image),
+	},
+	{
+		id: "qsd-qcow2",
+		title: "qsd qcow2",
+		tools: ["qemu-storage-daemon", "qemu-img"],
+		flushes: true,
+		short: false,
+		async serve({ folder, image, qcow2 }) {
+			if (!existsSync(qcow2))
+				await runOk("qemu-img", ["convert", "-O", "qcow2", image, qcow2], { timeoutSeconds: 900 });
+			return storageDaemon(join(folder, "qsd-qcow2.sock"), "qcow2", qcow2);
+		},
+	},
+	{
 		id: "overlay",
-		title: "qcow2 overlay",
+		title: "overlay",
 		tools: ["qemu-nbd", "qemu-img"],
+		flushes: true,
+		short: true,
 		async serve({ folder, image }) {
 			const overlay = join(folder, "overlay.qcow2");
 			await rm(overlay, { force: true });
@@ -76,12 +131,17 @@ export const peers: readonly Peer[] = [
 	},
 ];
 
+/** vmsweep itself, whether it cleans or not. */
+export const isOurs = (id: PeerId): boolean => id === "vmsweep" || id === "vmsweep-off";
+
 function vmsweepPeer(id: PeerId, title: string, clean: "continuous" | "off"): Peer {
 	return {
 		id,
 		title,
 		tools: [],
-		async serve({ folder, image, vmsweep }) {
+		flushes: true,
+		short: true,
+		async serve({ folder, image, vmsweep }, { logLimitBytes } = {}) {
 			const [disk, socket] = [join(folder, "disk"), join(folder, "vmsweep.sock")];
 			// The image is ours alone: what the last disk left unmoved is benchmark data, and may go.
 			const forget = async (): Promise<void> => {
@@ -89,47 +149,88 @@ function vmsweepPeer(id: PeerId, title: string, clean: "continuous" | "off"): Pe
 				await rm(`${image}.vmsweep`, { force: true });
 			};
 			await forget();
-			await runOk(vmsweep, ["create", disk, "--second", image]);
-			return startServer(socket, vmsweep, ["serve", disk, "--socket", socket, "--clean", clean], forget);
+			const limit = clean === "off" ? NEVER_FULL : logLimitBytes === undefined ? undefined : String(logLimitBytes);
+			const limited = limit === undefined ? [] : ["--log-limit", limit];
+			await runOk(vmsweep, ["create", disk, "--second", image, ...limited]);
+			return startServer({
+				socket,
+				program: vmsweep,
+				programArguments: ["serve", disk, "--socket", socket, "--clean", clean],
+				remove: forget,
+				movedBytes: async () => JSON.parse(await runOk(vmsweep, ["status", disk, "--json"])).cleaner.movedBytes,
+			});
 		},
 	};
 }
 
-const qemuNbd = (socket: string, format: string, image: string, remove?: () => Promise<void>): Promise<Server> =>
-	startServer(socket, "qemu-nbd", [`--format=${format}`, "--persistent", "-k", socket, image], remove);
+/** `folder` also takes the temporary file of the cow filter: it must be on the file system that all others use. */
+const nbdkit = (socket: string, folder: string, what: readonly string[]): Promise<Server> =>
+	startServer({
+		socket,
+		program: "nbdkit",
+		programArguments: ["--foreground", "--unix", socket, ...what],
+		environment: { TMPDIR: folder },
+	});
 
-async function startServer(
-	socket: string,
-	program: string,
-	programArguments: readonly string[],
-	remove: () => Promise<void> = async () => {},
-): Promise<Server> {
+const qemuNbd = (socket: string, format: string, image: string, remove?: () => Promise<void>): Promise<Server> =>
+	startServer({
+		socket,
+		program: "qemu-nbd",
+		// As many clients as there are, which the storage daemon allows by itself.
+		programArguments: [`--format=${format}`, "--persistent", "--shared=0", "-k", socket, image],
+		remove,
+	});
+
+const storageDaemon = (socket: string, format: string, image: string): Promise<Server> =>
+	startServer({
+		socket,
+		program: "qemu-storage-daemon",
+		programArguments: [
+			"--blockdev",
+			JSON.stringify({ driver: "file", "node-name": "file", filename: image }),
+			"--blockdev",
+			JSON.stringify({ driver: format, "node-name": "disk", file: "file" }),
+			"--nbd-server",
+			`addr.type=unix,addr.path=${socket},max-connections=0`,
+			"--export",
+			"type=nbd,id=export,node-name=disk,name=,writable=on",
+		],
+	});
+
+interface ServerSetup {
+	readonly socket: string;
+	readonly program: string;
+	readonly programArguments: readonly string[];
+	readonly environment?: Readonly<Record<string, string>>;
+	readonly remove?: (() => Promise<void>) | undefined;
+	readonly movedBytes?: () => Promise<number>;
+}
+
+/** Starts a server and waits for its socket. */
+export async function startServer(setup: ServerSetup): Promise<Server> {
+	const { socket, program, programArguments, environment = {}, remove, movedBytes } = setup;
 	await rm(socket, { force: true });
-	const running: Running = start(program, programArguments);
+	const running: Running = start(program, programArguments, { environment });
 	const stop = async (): Promise<void> => {
 		await running[Symbol.asyncDispose]();
 		await rm(socket, { force: true });
-		await remove();
+		await remove?.();
 	};
 	try {
 		await running.until(() => existsSync(socket), "its socket");
+		// The storage daemon makes its socket before its export.
+		await running.until(async () => (await run("nbdinfo", ["--size", nbdUri(socket)])).exitCode === 0, "its export");
 	} catch (error) {
 		await stop();
 		throw error;
 	}
 	return {
+		socket,
 		uri: nbdUri(socket),
 		cpuSeconds: () => cpuSeconds(running.pid),
+		storageReadBytes: () => storageReadBytes(running.pid),
+		memory: () => memoryOf(running.pid),
+		movedBytes: async () => movedBytes?.(),
 		[Symbol.asyncDispose]: stop,
 	};
-}
-
-/** Clock ticks per second of /proc; the kernel's interface fixes it at 100 on all current architectures. */
-const TICKS_PER_SECOND = 100;
-
-/** proc(5): fields 14 (utime) and 15 (stime), counted behind the command's name, which may hold anything. */
-export function cpuSeconds(pid: number): number {
-	const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-	const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
-	return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
 }
