@@ -98,7 +98,7 @@ test("nbdinfo reaches one export by name with structured replies, and is refused
 		mapping?.metaContexts.map(({ name }) => name),
 		["base:allocation"],
 	);
-	assert.equal(mapping?.structuredReplies, true);
+	assert.equal(mapping?.headers, "structured");
 	const refused = await run("nbdinfo", [served.uri("nope")]);
 	assert.notEqual(refused.exitCode, 0);
 	assert.match(refused.stderr, /nope/);

@@ -51,10 +51,10 @@ async function moveEverything({ plane, directory }: PlaneServer): Promise<number
 				const [block, count, slot, at] = [runs[i]!, runs[i + 1]!, runs[i + 2]!, runs[i + 3]!];
 				const { bytes, address } = sys.pin(count * K);
 				assert.equal(sys.preadAll(directory.firstFd, address, bytes.length, at), bytes.length);
-				assert.equal(sys.pwrite(directory.second.fd, address, bytes.length, block * K), bytes.length);
+				assert.equal(sys.pwrite(directory.second.layout.fd, address, bytes.length, block * K), bytes.length);
 				triples.push(block, count, slot);
 			}
-			assert.equal(sys.fdatasync(directory.second.fd), 0);
+			assert.equal(sys.fdatasync(directory.second.layout.fd), 0);
 			moved += await plane.ask("moved", { runs: Float64Array.from(triples), view: view.id });
 		}
 	} finally {
@@ -65,7 +65,7 @@ async function moveEverything({ plane, directory }: PlaneServer): Promise<number
 }
 
 function forgetPageCache({ directory }: PlaneServer): void {
-	for (const fd of [directory.firstFd, directory.second.fd]) {
+	for (const fd of [directory.firstFd, directory.second.layout.fd]) {
 		sys.fdatasync(fd);
 		sys.fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 	}

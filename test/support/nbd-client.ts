@@ -1,4 +1,5 @@
-// An NBD client for tests: says what real clients never say, and sees every reply as it came.
+// An NBD client for tests: says what real clients never say, and sees every reply as it came. It speaks extended headers
+// too, which Debian's libnbd and QEMU don't yet, byte by byte as the protocol document has them.
 //
 // Requests are promises, many at once; replies are matched by cookie. `socket` is open to the test, so that it can
 // send nonsense, stop reading, or vanish. Only what is needed of the protocol is understood, and strictly.
@@ -11,8 +12,12 @@ import { viewOf } from "../../src/foundations/struct.ts";
 
 export interface ClientOptions {
 	readonly exportName?: string;
-	/** Structured replies, and with them `base:allocation`. Default true. */
+	/** Structured replies, and with them contexts. Default true. */
 	readonly structured?: boolean;
+	/** Extended headers instead. Default false. */
+	readonly extended?: boolean;
+	/** Metadata contexts to select; `base:allocation` where not given. */
+	readonly contexts?: readonly string[];
 }
 
 /** What a request came to. */
@@ -21,9 +26,18 @@ export interface NbdReply {
 	readonly error: number;
 	/** Of a read. */
 	readonly data: Buffer;
-	/** Of a block status: [length, flags]…. */
-	readonly extents: readonly (readonly [length: number, flags: number])[];
+	/** Of a block status, for its first context: [length, flags]…. */
+	readonly extents: Extents;
+	/** Of a block status, for each context in the order of the chunks. */
+	readonly statuses: readonly { readonly id: number; readonly extents: Extents }[];
+	/** Types of the chunks, in order; none of a simple reply. */
+	readonly chunks: readonly number[];
+	/** Of an error: its message, and the byte that failed, or -1. */
+	readonly message: string;
+	readonly failedAt: number;
 }
+
+export type Extents = readonly (readonly [length: number, flags: number])[];
 
 /** One request. `length` is that of `payload` where there is one. */
 export interface NbdRequest {
@@ -36,7 +50,11 @@ export interface NbdRequest {
 
 interface Waiting {
 	readonly type: number;
+	readonly offset: number | bigint;
 	readonly length: number;
+	/** What the chunks so far have brought. */
+	readonly partial: { -readonly [K in keyof NbdReply]: NbdReply[K] };
+	readonly covered: [from: number, to: number][];
 	readonly resolve: (reply: NbdReply) => void;
 	readonly reject: (error: Error) => void;
 }
@@ -47,17 +65,27 @@ export class NbdClient implements AsyncDisposable {
 	readonly transmissionFlags: number;
 	/** Resolves once the connection is gone, by whomever. */
 	readonly closed: Promise<void>;
-	readonly #structured: boolean;
+	readonly #form: nbd.HeaderForm;
 	readonly #waiting = new Map<bigint, Waiting>();
 	readonly #reader: ByteReader;
 	#frozen: Promise<void> | undefined;
 	#nextCookie = 0xfedc_ba98_0000_0000n;
 
-	private constructor(reader: ByteReader, structured: boolean, size: number, transmissionFlags: number) {
+	/** Ids of the selected contexts, by name. */
+	readonly contextIds: ReadonlyMap<string, number>;
+
+	private constructor(
+		reader: ByteReader,
+		form: nbd.HeaderForm,
+		size: number,
+		transmissionFlags: number,
+		contextIds: ReadonlyMap<string, number>,
+	) {
 		this.socket = reader.socket;
 		this.size = size;
 		this.transmissionFlags = transmissionFlags;
-		this.#structured = structured;
+		this.#form = form;
+		this.contextIds = contextIds;
 		this.#reader = reader;
 		this.closed = this.#readReplies();
 	}
@@ -67,7 +95,7 @@ export class NbdClient implements AsyncDisposable {
 
 	/** Connects and negotiates. */
 	static async connect(where: NetConnectOpts, options: ClientOptions = {}): Promise<NbdClient> {
-		const { exportName = "disk", structured = true } = options;
+		const { exportName = "disk", structured = true, extended = false, contexts = [nbd.BASE_ALLOCATION] } = options;
 		const socket = connect(where);
 		socket.on("error", () => {});
 		const reader = new ByteReader(socket);
@@ -75,20 +103,20 @@ export class NbdClient implements AsyncDisposable {
 		assert.equal(greeting.magic, nbd.NBD_MAGIC);
 		socket.write(Buffer.from([0, 0, 0, nbd.clientFlag.FIXED_NEWSTYLE | nbd.clientFlag.NO_ZEROES]));
 		const name = Buffer.from(exportName);
-		if (structured) {
-			await ask(reader, nbd.option.STRUCTURED_REPLY, Buffer.alloc(0));
-			const context = Buffer.from(nbd.BASE_ALLOCATION);
-			await ask(
-				reader,
-				nbd.option.SET_META_CONTEXT,
-				Buffer.concat([u32(name.length), name, u32(1), u32(context.length), context]),
-			);
+		const contextIds = new Map<string, number>();
+		if (structured || extended) {
+			await ask(reader, extended ? nbd.option.EXTENDED_HEADERS : nbd.option.STRUCTURED_REPLY, Buffer.alloc(0));
+			const queries = contexts.flatMap((context) => [u32(Buffer.byteLength(context)), Buffer.from(context)]);
+			const query = Buffer.concat([u32(name.length), name, u32(contexts.length), ...queries]);
+			for (const reply of await ask(reader, nbd.option.SET_META_CONTEXT, query))
+				contextIds.set(reply.toString("utf8", 4), reply.readUInt32BE(0));
 		}
 		const infos = await ask(reader, nbd.option.GO, Buffer.concat([u32(name.length), name, Buffer.alloc(2)]));
 		const info = infos.find((data) => data.readUInt16BE(0) === nbd.info.EXPORT);
 		assert(info !== undefined, "no NBD_INFO_EXPORT");
 		const { size, transmissionFlags } = nbd.InfoExport.at(viewOf(info), 0);
-		return new NbdClient(reader, structured, size, transmissionFlags);
+		const form = extended ? "extended" : structured ? "structured" : "simple";
+		return new NbdClient(reader, form, size, transmissionFlags, contextIds);
 	}
 
 	/** Sends one request. Rejects where the connection ends before the reply. */
@@ -96,9 +124,19 @@ export class NbdClient implements AsyncDisposable {
 		const { promise, resolve, reject } = Promise.withResolvers<NbdReply>();
 		const cookie = this.#nextCookie++;
 		const length = request.payload?.length ?? request.length ?? 0;
+		const { type, offset = 0 } = request;
+		const partial = {
+			error: 0,
+			data: Buffer.alloc(0),
+			extents: [],
+			statuses: [],
+			chunks: [],
+			message: "",
+			failedAt: -1,
+		};
 		if (this.socket.destroyed) reject(new Error("the connection is gone"));
-		else this.#waiting.set(cookie, { type: request.type, length, resolve, reject });
-		this.socket.write(requestHeader(request, cookie));
+		else this.#waiting.set(cookie, { type, offset, length, partial, covered: [], resolve, reject });
+		this.socket.write(this.#form === "extended" ? extendedHeader(request, cookie) : requestHeader(request, cookie));
 		if (request.payload !== undefined) this.socket.write(request.payload);
 		return promise;
 	}
@@ -132,7 +170,8 @@ export class NbdClient implements AsyncDisposable {
 
 	/** Says goodbye, and waits for the server to close. */
 	async disconnect(): Promise<void> {
-		this.socket.write(requestHeader({ type: nbd.command.DISC }, 0n));
+		const goodbye = { type: nbd.command.DISC };
+		this.socket.write(this.#form === "extended" ? extendedHeader(goodbye, 0n) : requestHeader(goodbye, 0n));
 		await this.closed;
 	}
 
@@ -156,7 +195,7 @@ export class NbdClient implements AsyncDisposable {
 		try {
 			for (;;) {
 				await this.#frozen;
-				await (this.#structured ? this.#readChunk() : this.#readSimple());
+				await (this.#form === "simple" ? this.#readSimple() : this.#readChunk());
 			}
 		} catch (error) {
 			this.socket.destroy();
@@ -172,35 +211,85 @@ export class NbdClient implements AsyncDisposable {
 		const asked = this.#waiting.get(header.cookie);
 		const isData = asked?.type === nbd.command.READ && header.error === 0;
 		const data = await this.#reader.take(isData ? asked.length : 0);
-		this.#claim(header.cookie).resolve({ error: header.error, data, extents: [] });
+		const { partial, resolve } = this.#claim(header.cookie);
+		resolve({ ...partial, error: header.error, data });
 	}
 
 	async #readChunk(): Promise<void> {
-		const header = nbd.StructuredReply.at(viewOf(await this.#reader.take(nbd.StructuredReply.size)), 0);
-		assert.equal(header.magic, nbd.STRUCTURED_REPLY_MAGIC);
-		assert.equal(header.flags, nbd.replyFlag.DONE, "one chunk answers a request");
+		const isExtended = this.#form === "extended";
+		const Header = isExtended ? nbd.ExtendedReply : nbd.StructuredReply;
+		const header = Header.at(viewOf(await this.#reader.take(Header.size)), 0);
+		assert.equal(header.magic, isExtended ? nbd.EXTENDED_REPLY_MAGIC : nbd.STRUCTURED_REPLY_MAGIC);
+		assert.equal(header.flags & ~nbd.replyFlag.DONE, 0);
 		const payload = await this.#reader.take(header.length);
-		const waiting = this.#claim(header.cookie);
-		const reply = { error: 0, data: Buffer.alloc(0), extents: [] };
-		if (header.type === nbd.chunk.NONE) {
-			assert.equal(header.length, 0);
-			waiting.resolve(reply);
-		} else if (header.type === nbd.chunk.OFFSET_DATA) {
-			assert.equal(waiting.type, nbd.command.READ);
-			assert.equal(payload.length, 8 + waiting.length);
-			assert(payload.length > 8, "a data chunk must not be empty");
-			waiting.resolve({ ...reply, data: payload.subarray(8) });
-		} else if (header.type === nbd.chunk.BLOCK_STATUS) {
-			assert.equal(waiting.type, nbd.command.BLOCK_STATUS);
-			const extents = Array.from({ length: (payload.length - 4) / 8 }, (_, i) => {
-				return [payload.readUInt32BE(4 + i * 8), payload.readUInt32BE(8 + i * 8)] as const;
-			});
-			waiting.resolve({ ...reply, extents });
-		} else {
-			assert.equal(header.type, nbd.chunk.ERROR);
-			assert.equal(payload.length, 6 + payload.readUInt16BE(4));
-			assert.notEqual(payload.readUInt32BE(0), 0);
-			waiting.resolve({ ...reply, error: payload.readUInt32BE(0) });
+		const waiting = this.#waiting.get(header.cookie);
+		assert(waiting !== undefined, `a reply to ${header.cookie}, which was not asked`);
+		if ("offset" in header) assert.equal(header.offset, BigInt(waiting.offset), "a reply repeats the request's offset");
+		this.#takeChunk(waiting, header.type, payload);
+		if ((header.flags & nbd.replyFlag.DONE) === 0) return;
+		const { partial, covered, length, type } = this.#claim(header.cookie);
+		if (type === nbd.command.READ && partial.error === 0) {
+			const bytes = covered.reduce((sum, [from, to]) => sum + to - from, 0);
+			assert.equal(bytes, length, "chunks cover a read once");
+		}
+		waiting.resolve(partial);
+	}
+
+	#takeChunk(waiting: Waiting, type: number, payload: Buffer): void {
+		const { partial, covered } = waiting;
+		partial.chunks = [...partial.chunks, type];
+		switch (type) {
+			case nbd.chunk.NONE:
+				assert.equal(payload.length, 0);
+				return;
+			case nbd.chunk.OFFSET_DATA:
+			case nbd.chunk.OFFSET_HOLE: {
+				assert.equal(waiting.type, nbd.command.READ);
+				const isHole = type === nbd.chunk.OFFSET_HOLE;
+				if (isHole) assert.equal(payload.length, 12);
+				const length = isHole ? payload.readUInt32BE(8) : payload.length - 8;
+				assert(length > 0, "a chunk must not be empty");
+				const from = Number(payload.readBigUInt64BE(0)) - Number(waiting.offset);
+				assert(from >= 0 && from + length <= waiting.length, "a chunk lies inside its request");
+				assert(
+					covered.every(([start, end]) => from + length <= start || from >= end),
+					"chunks don't overlap",
+				);
+				if (partial.data.length === 0) partial.data = Buffer.alloc(waiting.length);
+				if (!isHole) payload.copy(partial.data, from, 8);
+				covered.push([from, from + length]);
+				return;
+			}
+			case nbd.chunk.BLOCK_STATUS:
+			case nbd.chunk.BLOCK_STATUS_EXT: {
+				assert.equal(waiting.type, nbd.command.BLOCK_STATUS);
+				assert.equal(type === nbd.chunk.BLOCK_STATUS_EXT, this.#form === "extended");
+				const [head, size] = type === nbd.chunk.BLOCK_STATUS ? [4, 8] : [8, 16];
+				const extents = Array.from({ length: (payload.length - head) / size }, (_, i) => {
+					const at = head + i * size;
+					return size === 8
+						? ([payload.readUInt32BE(at), payload.readUInt32BE(at + 4)] as const)
+						: ([Number(payload.readBigUInt64BE(at)), Number(payload.readBigUInt64BE(at + 8))] as const);
+				});
+				if (head === 8) assert.equal(payload.readUInt32BE(4), extents.length);
+				assert(extents.length > 0);
+				if (partial.statuses.length === 0) partial.extents = extents;
+				partial.statuses = [...partial.statuses, { id: payload.readUInt32BE(0), extents }];
+				return;
+			}
+			default: {
+				const hasOffset = type === nbd.chunk.ERROR_OFFSET;
+				if (!hasOffset) assert.equal(type, nbd.chunk.ERROR);
+				const textEnd = 6 + payload.readUInt16BE(4);
+				assert.equal(payload.length, textEnd + (hasOffset ? 8 : 0));
+				partial.error = payload.readUInt32BE(0);
+				assert.notEqual(partial.error, 0);
+				partial.message = payload.toString("utf8", 6, textEnd);
+				if (!hasOffset) return;
+				partial.failedAt = Number(payload.readBigUInt64BE(textEnd));
+				const within = partial.failedAt - Number(waiting.offset);
+				assert(within >= 0 && within < waiting.length, "an error lies inside its request");
+			}
 		}
 	}
 
@@ -221,6 +310,22 @@ export function requestHeader(request: NbdRequest, cookie: bigint): Buffer {
 	header.writeBigUInt64BE(cookie, 8);
 	header.writeBigUInt64BE(BigInt(request.offset ?? 0), 16);
 	header.writeUInt32BE(request.payload?.length ?? request.length ?? 0, 24);
+	return header;
+}
+
+/** The same with extended headers, 32 bytes: a payload has its flag set. `length` may have 64 bits. */
+export function extendedHeader(
+	request: Omit<NbdRequest, "length"> & { length?: number | bigint },
+	cookie: bigint,
+): Buffer {
+	const { flags = 0, type, offset = 0, length = 0, payload } = request;
+	const header = Buffer.alloc(nbd.ExtendedRequest.size);
+	header.writeUInt32BE(nbd.EXTENDED_REQUEST_MAGIC, 0);
+	header.writeUInt16BE(flags | (payload === undefined ? 0 : nbd.commandFlag.PAYLOAD_LEN), 4);
+	header.writeUInt16BE(type, 6);
+	header.writeBigUInt64BE(cookie, 8);
+	header.writeBigUInt64BE(BigInt(offset), 16);
+	header.writeBigUInt64BE(BigInt(payload?.length ?? length), 24);
 	return header;
 }
 

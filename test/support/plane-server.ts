@@ -9,7 +9,9 @@ import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { exportUri, type ListenAddress, listenNbd, type NbdListener } from "../../src/adapters/nbd/listener.ts";
+import type { ServerTls } from "../../src/adapters/nbd/tls.ts";
 import * as sys from "../../src/adapters/os/syscalls.ts";
+import type { ClientSetup } from "../../src/adapters/plane/connection.ts";
 import { DataPlane } from "../../src/adapters/plane/data-plane.ts";
 import type { PlaneEvent } from "../../src/adapters/plane/messages.ts";
 import { diskTransmissionFlags } from "../../src/core/nbd/handshake.ts";
@@ -31,6 +33,9 @@ export interface PlaneOptions {
 	/** Most bytes of the first image; 16 GiB where not given. */
 	readonly limitBytes?: number;
 	readonly readOnly?: boolean;
+	readonly limits?: Pick<ClientSetup, "requestTimeoutMs" | "idleTimeoutMs" | "clientsMax">;
+	/** Encrypts; see `loadTls`. */
+	readonly tls?: ServerTls;
 	/** Listens on a TCP port of the loopback address as well as on the Unix socket. */
 	readonly tcp?: boolean;
 }
@@ -85,6 +90,7 @@ export class PlaneServer implements AsyncDisposable, PlaneAddresses {
 		for (const listener of this.#listeners) await listener.close();
 		try {
 			await this.plane.stop();
+			for (const listener of this.#listeners) await listener.finished();
 		} finally {
 			await this.directory.close();
 		}
@@ -93,20 +99,24 @@ export class PlaneServer implements AsyncDisposable, PlaneAddresses {
 
 /** Serves a disk in this process. */
 export async function startPlane(options: PlaneOptions): Promise<PlaneServer> {
-	const { directory: path, limitBytes = 16 * 2 ** 30, readOnly = false } = options;
+	const { directory: path, limitBytes = 16 * 2 ** 30, readOnly = false, limits = {}, tls } = options;
 	if (!existsSync(join(path, "disk.json"))) {
 		const { second } = options;
 		const size = byteCount(options.size ?? 64 * 2 ** 20);
 		await createDisk({ directory: path, second: second ? { kind: "adopt", path: second } : { kind: "new", size } });
 	}
 	const directory = await openDiskDirectory(path);
-	const { second, firstFd, firstPath, uuid } = directory;
+	const { second, firstFd, firstPath, sumsFd, sumsPath, snapshots, uuid } = directory;
 	const events: PlaneEvent[] = [];
 	const plane = await DataPlane.start({
 		logFd: firstFd,
 		logName: firstPath,
-		secondFd: second.fd,
-		secondSize: second.size,
+		second: second.layout,
+		sumsFd,
+		sumsName: sumsPath,
+		snapshots: snapshots.setups(),
+		viewsAtEntries: snapshots.entries,
+		holdsAll: false,
 		uuid,
 		limitBytes,
 		onEvent: (event) => events.push(event),
@@ -117,9 +127,11 @@ export async function startPlane(options: PlaneOptions): Promise<PlaneServer> {
 		await directory[Symbol.asyncDispose]();
 		throw error;
 	});
+	second.writeTablesBy((update) => plane.ask("writeSecondTables", update));
 	const listen = (address: ListenAddress): Promise<NbdListener> =>
 		listenNbd({
 			address,
+			...(tls === undefined ? {} : { tls }),
 			connectionsMax: 1024,
 			exports: () => [
 				{
@@ -128,12 +140,13 @@ export async function startPlane(options: PlaneOptions): Promise<PlaneServer> {
 					size: second.size,
 					readOnly,
 					transmissionFlags: diskTransmissionFlags | (readOnly ? transmissionFlag.READ_ONLY : 0),
+					contexts: ["allocation", "liveness", "since"],
 					blockSize: { minimum: 1, preferred: 4096, maximumPayload: 2 ** 25 },
 				},
 			],
-			onClient: async ({ fd, structuredReplies, metaContexts, leftover }) => {
-				const allocationContext = metaContexts[0]?.id ?? -1;
-				await plane.ask("attach", { fd, structuredReplies, allocationContext, leftover, readOnly }).catch((error) => {
+			onClient: async ({ fd, headers, metaContexts, leftover }) => {
+				const contexts = metaContexts.map(({ id, context }) => ({ id, context }));
+				await plane.ask("attach", { fd, headers, contexts, leftover, readOnly, ...limits }).catch((error) => {
 					sys.close(fd);
 					throw error;
 				});

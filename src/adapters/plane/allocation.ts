@@ -1,47 +1,147 @@
-// Allocation of a range, for block status: what holds data, what is a hole that reads as zeros.
+// Status of a range, for block status: per metadata context, runs with the context's flags.
 //
-// Blocks in the first image hold data, zeroed ones are holes, and for all others the second image's own holes
-// are asked for. Runs are made lazily, a window at a time, since a client may ask about 4 GiB and use little.
+//   base:allocation   what holds data, what is a hole that reads as zeros: blocks in the first image hold data, zeroed
+//                     ones are holes, and for all others the second image's own holes are asked for
+//   vmsweep:liveness  what was proven when the client came, as far as it still holds
+//                     (docs/live-safety.md)
+//   vmsweep:since     what was written since a log position, or may have been
+//
+// Runs are made lazily, a window at a time, since a client may ask about the whole disk and use little.
 
-import type { AllocationRun } from "../../core/nbd/block-status.ts";
+import type { StatusRun } from "../../core/nbd/block-status.ts";
+import { liveness, since } from "../../core/nbd/meta-contexts.ts";
+import { allocation } from "../../core/nbd/protocol.ts";
+import { BLOCK_SIZE, roundDown, roundUp } from "../../foundations/units.ts";
 import { dataRuns } from "../os/data-runs.ts";
+import { LIVE, type Liveness } from "./connection.ts";
 import type { DiskReader } from "./disk-reader.ts";
 import { ZERO_RUN } from "./disk-reader.ts";
+import type { WriteAges } from "./write-ages.ts";
 
 const WINDOW_BYTES = 16 * 1024 * 1024;
-/** Runs looked at for one answer, about: bounds how long other clients wait. A client asks again for the rest. */
+/** Windows and runs looked at for one answer, about: bounds how long other clients wait. A client asks again for the rest. */
+const WINDOWS_MAX = 4096;
 const RUNS_MAX = 16_384;
 
-/** The allocation of `[offset, offset + length)`, in order; ends early where the disk is in very many pieces. */
-export function* allocationRuns(
-	reader: DiskReader,
-	secondFd: number,
+const HOLE = allocation.HOLE | allocation.ZERO;
+const DATA = 0;
+
+/** Runs of some window: pushed in order and without gap, as [start, end, status]. */
+type PushRun = (start: number, end: number, status: number) => void;
+
+/** The allocation of `[offset, offset + length)`; ends early where the disk is in very many pieces. */
+export function allocationRuns(reader: DiskReader, offset: number, length: number): Generator<StatusRun> {
+	return windows(offset, length, function* (from, to) {
+		reader.plan(from, to - from);
+		// The reader's plan is overwritten by its next use: keep this window's.
+		const runs = Array.from({ length: reader.count }, (_, i) => {
+			const isStored = reader.position[i]! < 0 && reader.fd[i]! >= 0;
+			return { fd: reader.fd[i]!, fileAt: reader.fileAt[i]!, length: reader.length[i]!, isStored };
+		});
+		let start = from;
+		for (const run of runs) {
+			const end = start + run.length;
+			if (run.isStored) yield* storedRuns(run.fd, run.fileAt, start, end);
+			else yield { start, end, status: run.fd === ZERO_RUN ? HOLE : DATA };
+			start = end;
+		}
+	});
+}
+
+/** Data and holes of a file of the second image, whose byte `fileAt` is the disk's byte `from`. */
+function* storedRuns(fd: number, fileAt: number, from: number, to: number): Generator<StatusRun> {
+	const shift = from - fileAt;
+	let at = from;
+	for (const data of dataRuns(fd, fileAt, fileAt + to - from)) {
+		const [start, end] = [data.start + shift, data.end + shift];
+		if (start > at) yield { start: at, end: start, status: HOLE };
+		yield { start, end, status: DATA };
+		at = end;
+	}
+	if (at < to) yield { start: at, end: to, status: HOLE };
+}
+
+/** What was written since `position`, or may have been. A position that the log hasn't reached yet tells nothing. */
+export function changedRuns(
+	ages: WriteAges,
+	head: number,
+	position: number,
 	offset: number,
 	length: number,
-): Generator<AllocationRun> {
-	const end = offset + length;
-	let seen = 0;
-	for (let at = offset; at < end && seen < RUNS_MAX; at += WINDOW_BYTES) {
-		reader.plan(at, Math.min(WINDOW_BYTES, end - at));
-		// The reader's plan is overwritten by its next use: keep this window's.
-		const runs = Array.from({ length: reader.count }, (_, i) => [reader.fd[i]!, reader.length[i]!] as const);
-		seen += runs.length;
-		let start = at;
-		for (const [fd, size] of runs) {
-			if (fd === secondFd) yield* storedRuns(fd, start, start + size);
-			else yield { start, end: start + size, kind: fd === ZERO_RUN ? "hole" : "data" };
-			start += size;
+): Generator<StatusRun> {
+	const asked = position <= head ? position : -1;
+	return windows(offset, length, function* (from, to) {
+		yield* collect((push) => {
+			ages.visit(from / BLOCK_SIZE, (to - from) / BLOCK_SIZE, asked, (block, count, isOlder) => {
+				push(block * BLOCK_SIZE, (block + count) * BLOCK_SIZE, isOlder ? since.UNCHANGED : since.CHANGED);
+			});
+		});
+	});
+}
+
+/** What is live, and what is proven unused and was not written since. */
+export function livenessRuns(ages: WriteAges, proven: Liveness, offset: number, length: number): Generator<StatusRun> {
+	return windows(offset, length, function* (from, to) {
+		yield* collect((push) => {
+			const end = to / BLOCK_SIZE;
+			let block = from / BLOCK_SIZE;
+			const pushTo = (stop: number, status: number): void => {
+				if (stop > block) push(block * BLOCK_SIZE, stop * BLOCK_SIZE, status);
+				block = Math.max(block, stop);
+			};
+			for (let i = firstEndingBehind(proven.runs, block); i < proven.runs.length && proven.runs[i]! < end; i += 3) {
+				pushTo(proven.runs[i]!, liveness.UNKNOWN);
+				const stop = Math.min(end, proven.runs[i]! + proven.runs[i + 1]!);
+				const writtenBefore = proven.runs[i + 2]!;
+				if (writtenBefore === LIVE) pushTo(stop, liveness.LIVE);
+				else
+					ages.visit(block, stop - block, writtenBefore, (first, count, isOlder) =>
+						pushTo(first + count, isOlder ? liveness.DEAD : liveness.UNKNOWN),
+					);
+			}
+			pushTo(end, liveness.UNKNOWN);
+		});
+	});
+}
+
+/** Index of the first of sorted triples that reaches past `block`. */
+function firstEndingBehind(triples: Float64Array, block: number): number {
+	let low = 0;
+	let high = triples.length / 3;
+	while (low < high) {
+		const middle = (low + high) >>> 1;
+		if (triples[3 * middle]! + triples[3 * middle + 1]! <= block) low = middle + 1;
+		else high = middle;
+	}
+	return 3 * low;
+}
+
+/** Asks for whole blocks, a window at a time, until `length` bytes are covered or it was enough work for one answer. */
+function* windows(
+	offset: number,
+	length: number,
+	runsOf: (from: number, to: number) => Iterable<StatusRun>,
+): Generator<StatusRun> {
+	const end = roundUp(offset + length, BLOCK_SIZE);
+	let at = roundDown(offset, BLOCK_SIZE);
+	let runs = 0;
+	for (let window = 0; window < WINDOWS_MAX && runs < RUNS_MAX && at < end; window++) {
+		const to = Math.min(at + WINDOW_BYTES, end);
+		for (const run of runsOf(at, to)) {
+			runs++;
+			yield run;
 		}
+		at = to;
 	}
 }
 
-/** Data and holes of the second image. */
-function* storedRuns(fd: number, from: number, to: number): Generator<AllocationRun> {
-	let at = from;
-	for (const { start, end } of dataRuns(fd, from, to)) {
-		if (start > at) yield { start: at, end: start, kind: "hole" };
-		yield { start, end, kind: "data" };
-		at = end;
-	}
-	if (at < to) yield { start: at, end: to, kind: "hole" };
+/** What `visit` pushes, neighbours with the same status joined. */
+function collect(visit: (push: PushRun) => void): StatusRun[] {
+	const runs: { start: number; end: number; status: number }[] = [];
+	visit((start, end, status) => {
+		const last = runs.at(-1);
+		if (last?.status === status) last.end = end;
+		else runs.push({ start, end, status });
+	});
+	return runs;
 }

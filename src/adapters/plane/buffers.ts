@@ -25,6 +25,8 @@ export class InputBuffer {
 	readonly view: DataView = viewOf(this.memory.bytes);
 	start = 0;
 	end = 0;
+	/** Bytes that ever came from the socket. */
+	received = 0;
 
 	get length(): number {
 		return this.end - this.start;
@@ -55,6 +57,7 @@ export class InputBuffer {
 		const count = sys.recv(fd, this.memory.address + this.end, INPUT_BYTES - this.end);
 		if (count > 0) {
 			this.end += count;
+			this.received += count;
 			return "progress";
 		}
 		return count === -sys.EAGAIN || count === -sys.EINTR ? "wait" : "closed";
@@ -66,6 +69,8 @@ export class OutputBuffer {
 	view: DataView = viewOf(this.memory.bytes);
 	start = 0;
 	end = 0;
+	/** Bytes that the socket ever took. */
+	sent = 0;
 
 	get isEmpty(): boolean {
 		return this.start === this.end;
@@ -107,6 +112,7 @@ export class OutputBuffer {
 			if (count === -sys.EAGAIN) return "wait";
 			if (count <= 0) return "closed";
 			this.start += count;
+			this.sent += count;
 		}
 		this.start = this.end = 0;
 		if (this.memory.bytes.length > OUTPUT_BYTES) this.#replace(sys.pin(OUTPUT_BYTES));

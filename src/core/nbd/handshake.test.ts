@@ -11,6 +11,7 @@ import {
 	OPTION_BYTES_MAX,
 	OPTION_BYTES_SKIPPED_MAX,
 	OPTIONS_MAX,
+	type TlsPolicy,
 } from "./handshake.ts";
 import {
 	ExportNameReply,
@@ -38,6 +39,7 @@ const web: ExportDescription = {
 };
 const archive: ExportDescription = { ...web, name: "archiv-ä", description: "", readOnly: true };
 const exports = [web, archive];
+const everything: ExportDescription = { ...web, contexts: ["allocation", "liveness", "since"] };
 
 // ---- A client's bytes ----
 
@@ -83,8 +85,11 @@ function parseReplies(bytes: Uint8Array): Reply[] {
 }
 
 /** Feeds `input`, cut at the given places, and collects everything that comes back. */
-function converse(input: Uint8Array, cuts: readonly number[] = []): { bytes: Uint8Array; outcome?: HandshakeOutcome } {
-	const handshake = new Handshake(exports);
+function converse(
+	input: Uint8Array,
+	cuts: readonly number[] = [],
+	handshake: Handshake = new Handshake(exports),
+): { bytes: Uint8Array; outcome?: HandshakeOutcome } {
 	const places = [...cuts.filter((cut) => cut > 0 && cut < input.length).sort((a, b) => a - b), input.length];
 	const sent: Uint8Array[] = [];
 	let from = 0;
@@ -93,7 +98,7 @@ function converse(input: Uint8Array, cuts: readonly number[] = []): { bytes: Uin
 		sent.push(reply);
 		from = to;
 		if (outcome === undefined) continue;
-		if (outcome.kind === "aborted") return { bytes: join(...sent), outcome };
+		if (outcome.kind !== "transmission") return { bytes: join(...sent), outcome };
 		return { bytes: join(...sent), outcome: { ...outcome, leftover: join(outcome.leftover, input.slice(to)) } };
 	}
 	return { bytes: join(...sent) };
@@ -131,7 +136,7 @@ test("GO enters transmission and keeps the bytes that follow", () => {
 	assert.deepEqual(InfoExport.at(viewOf(exported!.data)), {
 		type: info.EXPORT,
 		size: 40 * 2 ** 30,
-		transmissionFlags: diskTransmissionFlags,
+		transmissionFlags: diskTransmissionFlags & ~transmissionFlag.BLOCK_STATUS_PAYLOAD,
 	});
 	assert.deepEqual(name?.data, join(u16(info.NAME), text("web01")));
 	assert.deepEqual(description?.data, join(u16(info.DESCRIPTION), text("the web server's disk")));
@@ -142,7 +147,7 @@ test("GO enters transmission and keeps the bytes that follow", () => {
 	assert.deepEqual(outcome, {
 		kind: "transmission",
 		exportName: "web01",
-		structuredReplies: true,
+		headers: "structured",
 		metaContexts: [],
 		leftover: request,
 	});
@@ -205,7 +210,6 @@ test("ABORT is acknowledged and ends the handshake", () => {
 test("wrong options are answered with the right error and change nothing", () => {
 	const errors: readonly [what: string, bytes: Uint8Array, type: number][] = [
 		["unknown option", send(99, text("x")), optionReply.ERR_UNSUP],
-		["extended headers", send(11), optionReply.ERR_UNSUP],
 		["TLS", send(option.STARTTLS), optionReply.ERR_POLICY],
 		["TLS with data", send(option.STARTTLS, text("x")), optionReply.ERR_INVALID],
 		["LIST with data", send(option.LIST, text("x")), optionReply.ERR_INVALID],
@@ -283,6 +287,116 @@ test("LIST_META_CONTEXT knows wildcards", () => {
 	assert.deepEqual(list("qemu:", "base:nothing"), [optionReply.ACK]);
 });
 
+test("contexts of vmsweep are selected several at once, each with an id of its own", () => {
+	const handshake = new Handshake([everything]);
+	const names = ["vmsweep:since:1234", "base:allocation", "vmsweep:liveness", "vmsweep:since:0"];
+	const input = join(FIXED, structured, set("web01", ...names, "vmsweep:since:x", "vmsweep:since:", names[0]!), go);
+	const { outcome } = converse(input, [], handshake);
+	assert.equal(outcome?.kind, "transmission");
+	assert.deepEqual(outcome.metaContexts, [
+		{ id: 1, name: names[0], context: { kind: "since", position: 1234 } },
+		{ id: 2, name: names[1], context: { kind: "allocation" } },
+		{ id: 3, name: names[2], context: { kind: "liveness" } },
+		{ id: 4, name: names[3], context: { kind: "since", position: 0 } },
+	]);
+	const many = Array.from({ length: 17 }, (_, i) => `vmsweep:since:${i}`);
+	const tooMany = parseReplies(
+		converse(join(FIXED, structured, set("web01", ...many)), [], new Handshake([everything])).bytes,
+	);
+	assert.deepEqual(tooMany.at(-1)?.type, optionReply.ERR_TOO_BIG);
+	assert.deepEqual(contextsAfter(set("web01", ...names), go), ["base:allocation"], "only what the export offers");
+});
+
+test("LIST_META_CONTEXT names what can be selected, by namespace or in full", () => {
+	const list = (...queries: readonly string[]): string[] => {
+		const input = join(FIXED, structured, send(option.LIST_META_CONTEXT, metaQuery("web01", ...queries)));
+		const replies = parseReplies(converse(input, [], new Handshake([everything])).bytes).slice(1);
+		assert.equal(replies.at(-1)?.type, optionReply.ACK);
+		return replies.slice(0, -1).map(({ data }) => {
+			assert.equal(viewOf(data).getUint32(0), 0);
+			return new TextDecoder().decode(data.subarray(4));
+		});
+	};
+	assert.deepEqual(list(), ["base:allocation", "vmsweep:liveness", "vmsweep:since:"]);
+	assert.deepEqual(list("vmsweep:"), ["vmsweep:liveness", "vmsweep:since:"]);
+	assert.deepEqual(list("vmsweep:since:77", "base:"), ["vmsweep:since:77", "base:allocation"]);
+	assert.deepEqual(list("vmsweep:since:", "vmsweep:no", "vm", ":"), ["vmsweep:since:"]);
+});
+
+const extended = send(option.EXTENDED_HEADERS);
+
+test("extended headers take precedence over structured replies, and their flag needs a context", () => {
+	const flagsAfter = (...inputs: readonly Uint8Array[]): number => {
+		const replies = parseReplies(converse(join(FIXED, ...inputs, go)).bytes);
+		const exported = replies.find(({ option: of, type }) => of === option.GO && type === optionReply.INFO);
+		return InfoExport.read.transmissionFlags(viewOf(exported!.data), 0);
+	};
+	const { BLOCK_STATUS_PAYLOAD, SEND_DF } = transmissionFlag;
+	assert.equal(transmission(join(FIXED, extended, go)).headers, "extended");
+	assert.equal(transmission(join(FIXED, structured, extended, go)).headers, "extended");
+	assert.deepEqual(replyTypes(join(FIXED, extended, structured)), [optionReply.ACK, optionReply.ERR_EXT_HEADER_REQD]);
+	assert.deepEqual(replyTypes(join(FIXED, send(option.EXTENDED_HEADERS, text("x")))), [optionReply.ERR_INVALID]);
+	assert.equal(flagsAfter(extended) & (BLOCK_STATUS_PAYLOAD | SEND_DF), SEND_DF);
+	assert.equal(flagsAfter(extended, set("web01", "base:allocation")) & BLOCK_STATUS_PAYLOAD, BLOCK_STATUS_PAYLOAD);
+	assert.equal(flagsAfter(extended, set("archiv-ä", "base:allocation")) & BLOCK_STATUS_PAYLOAD, 0);
+	assert.equal(flagsAfter(structured, set("web01", "base:allocation")) & BLOCK_STATUS_PAYLOAD, 0);
+	assert.match(abortion(join(FIXED, extended, send(option.EXPORT_NAME, text("web01")))), /EXPORT_NAME/);
+});
+
+test("an export that takes nobody now is listed and refused", () => {
+	const full = (): Handshake => new Handshake([{ ...web, refusal: "it has 2 clients already" }]);
+	const [info_, infoEnd, refused] = parseReplies(
+		converse(join(FIXED, send(option.INFO, exportQuery("web01")), go), [], full()).bytes,
+	);
+	assert.deepEqual(
+		[info_?.type, infoEnd?.type, refused?.type],
+		[optionReply.INFO, optionReply.ACK, optionReply.ERR_POLICY],
+	);
+	assert.equal(new TextDecoder().decode(refused?.data), "it has 2 clients already");
+	assert.equal(converse(join(FIXED, send(option.EXPORT_NAME, text("web01"))), [], full()).outcome?.kind, "aborted");
+});
+
+// ---- TLS ----
+
+const starttls = send(option.STARTTLS);
+const withTls = (policy: TlsPolicy, input: Uint8Array): { types: number[]; outcome: HandshakeOutcome | undefined } => {
+	const { bytes, outcome } = converse(input, [], new Handshake(exports, policy));
+	return { types: parseReplies(bytes).map(({ type }) => type), outcome };
+};
+
+test("required TLS: nothing is done before it", () => {
+	const { ERR_TLS_REQD, ACK } = optionReply;
+	const early = [send(option.LIST), structured, extended, set("web01"), go, send(99), send(99, new Uint8Array(70_000))];
+	for (const each of early) assert.deepEqual(withTls("required", join(FIXED, each)).types, [ERR_TLS_REQD]);
+	assert.deepEqual(withTls("required", join(FIXED, starttls)), { types: [ACK], outcome: { kind: "tls" } });
+	assert.deepEqual(withTls("required", join(FIXED, send(option.ABORT))).types, [ACK]);
+	assert.equal(withTls("required", join(FIXED, send(option.EXPORT_NAME, text("web01")))).outcome?.kind, "aborted");
+	assert.equal(withTls("required", u32(0)).outcome?.kind, "aborted", "a client that can't be told");
+});
+
+test("optional TLS: with and without it; clients of the old kind can't start it", () => {
+	assert.equal(withTls("optional", join(FIXED, go)).outcome?.kind, "transmission");
+	assert.equal(withTls("optional", join(FIXED, structured, starttls)).outcome?.kind, "tls");
+	assert.deepEqual(withTls("optional", join(u32(0), starttls)).types, [optionReply.ERR_INVALID]);
+});
+
+test("what was said before TLS is forgotten inside it, and it starts once", () => {
+	const handshake = new Handshake([everything], "optional");
+	converse(join(FIXED, extended, set("web01", "base:allocation"), starttls), [], handshake);
+	handshake.continueInTls();
+	const { bytes, outcome } = converse(join(starttls, go), [], handshake);
+	assert.equal(parseReplies(bytes)[0]?.type, optionReply.ERR_INVALID);
+	assert.equal(outcome?.kind, "transmission");
+	assert.deepEqual([outcome.headers, outcome.metaContexts], ["simple", []]);
+});
+
+test("bytes that follow STARTTLS unencrypted end the connection, whatever they are", () => {
+	for (const policy of ["optional", "required"] as const) {
+		const { types, outcome } = withTls(policy, join(FIXED, starttls, go));
+		assert.deepEqual([types, outcome?.kind], [[], "aborted"]);
+	}
+});
+
 // ---- Properties ----
 
 const anyName = fc.constantFrom("web01", "archiv-ä", "", "nope", "x".repeat(300));
@@ -297,7 +411,14 @@ const anyOption = fc.oneof(
 			fc.array(fc.constantFrom("base:", "base:allocation", "qemu:x", ""), { maxLength: 3 }),
 		)
 		.map(([type, name, queries]) => send(type, metaQuery(name, ...queries))),
-	fc.constantFrom(structured, send(option.LIST), send(option.STARTTLS), send(option.ABORT), send(42, text("data"))),
+	fc.constantFrom(
+		structured,
+		send(option.EXTENDED_HEADERS),
+		send(option.LIST),
+		send(option.STARTTLS),
+		send(option.ABORT),
+		send(42, text("data")),
+	),
 	fc.constant(send(42, new Uint8Array(OPTION_BYTES_MAX + 7))),
 	fc.uint8Array({ maxLength: 40 }).chain((data) => fc.nat(12).map((type) => send(type, data))),
 );

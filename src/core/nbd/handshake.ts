@@ -3,7 +3,8 @@
 //   bytes in ──► receive() ──► bytes to send, and perhaps an outcome
 //
 //   greeting ─► client flags ─► option ─► option ─► … ─► GO or EXPORT_NAME ─► transmission
-//                                │  ▲                     ABORT, or a broken client ─► aborted
+//                                │  ▲                     STARTTLS ─► tls, and the handshake goes on inside TLS
+//                                │  │                     ABORT, or a broken client ─► aborted
 //                                └──┘ unknown or wrong options are answered with an error and change nothing
 //
 // Invariants
@@ -11,6 +12,7 @@
 //  - memory is bounded: an option longer than OPTION_BYTES_MAX is never held, its bytes are skipped as they come
 //  - work is bounded: after OPTIONS_MAX options the connection is given up
 //  - after GO or EXPORT_NAME nothing more is read: later bytes are the first requests and are handed on as `leftover`
+//  - nothing that was said before TLS counts inside it, and no byte that came unencrypted is taken for an encrypted one
 //  - block status contexts count only for the export that they were chosen for (SET_META_CONTEXT, "Metadata querying")
 //
 // Pure on purpose: the same code answers on a socket, in the tests byte by byte, and to a fuzzer.
@@ -20,10 +22,11 @@ import { viewOf } from "../../foundations/struct.ts";
 import type { ByteCount } from "../../foundations/units.ts";
 import { parseExportName, parseExportQuery, parseMetaContextQuery } from "./handshake-options.ts";
 import { HandshakeReplies } from "./handshake-replies.ts";
+import { CONTEXTS_MAX, type ContextKind, contextOf, listContexts, selectContexts } from "./meta-contexts.ts";
 import {
-	BASE_ALLOCATION,
 	clientFlag,
 	Greeting,
+	type HeaderForm,
 	handshakeFlag,
 	info,
 	NBD_MAGIC,
@@ -45,13 +48,21 @@ export interface ExportDescription {
 	readonly transmissionFlags: number;
 	/** In bytes. The protocol's defaults are 1, 4096 and 32 MiB. */
 	readonly blockSize: { readonly minimum: number; readonly preferred: number; readonly maximumPayload: number };
+	/** Metadata contexts that clients may select; `base:allocation` alone where not given. */
+	readonly contexts?: readonly ContextKind["kind"][];
+	/** Why nobody may attach it now, one line for the client's user; it is listed all the same. */
+	readonly refusal?: string;
 }
 
 /** A metadata context that the client selected; `id` goes into block status replies. */
 export interface MetaContext {
 	readonly id: number;
 	readonly name: string;
+	readonly context: ContextKind;
 }
+
+/** May, or must, a client's session be encrypted? */
+export type TlsPolicy = "none" | "optional" | "required";
 
 /** How a handshake ended. */
 export type HandshakeOutcome =
@@ -59,10 +70,14 @@ export type HandshakeOutcome =
 			readonly kind: "transmission";
 			/** Canonical name of the export, never empty unless an export is really called "". */
 			readonly exportName: string;
-			readonly structuredReplies: boolean;
+			readonly headers: HeaderForm;
 			readonly metaContexts: readonly MetaContext[];
 			/** Bytes that the client sent after its last option: the start of its first requests. */
 			readonly leftover: Uint8Array;
+	  }
+	| {
+			/** Send the reply, then go on inside TLS with `continueInTls`. */
+			readonly kind: "tls";
 	  }
 	| { readonly kind: "aborted" /** For the log, one line. */; readonly reason: string };
 
@@ -89,10 +104,10 @@ export const diskTransmissionFlags: number =
 	transmissionFlag.SEND_DF |
 	transmissionFlag.CAN_MULTI_CONN |
 	transmissionFlag.SEND_CACHE |
-	transmissionFlag.SEND_FAST_ZERO;
+	transmissionFlag.SEND_FAST_ZERO |
+	transmissionFlag.BLOCK_STATUS_PAYLOAD;
 
-/** The id under which `base:allocation` is selected. */
-const BASE_ALLOCATION_ID = 1;
+const DEFAULT_CONTEXTS: readonly ContextKind["kind"][] = ["allocation"];
 const CLIENT_FLAGS_BYTES = 4;
 
 /** What the bytes that come next are. */
@@ -105,19 +120,23 @@ type Expected =
 /** The server's side of one connection's handshake. */
 export class Handshake {
 	readonly #exports: readonly ExportDescription[];
+	readonly #tls: TlsPolicy;
+	#insideTls = false;
+	#fixedNewstyle = false;
 	#expected: Expected = { kind: "client flags" };
 	/** The fixed-size piece that is being collected, and how much of it is there. */
 	#piece = new Uint8Array(CLIENT_FLAGS_BYTES);
 	#pieceLength = 0;
 	#optionCount = 0;
 	#noZeroes = false;
-	#structuredReplies = false;
+	#headers: HeaderForm = "simple";
 	/** Export that the last SET_META_CONTEXT chose contexts for. */
 	#metaContexts: { readonly exportName: string; readonly contexts: readonly MetaContext[] } | undefined;
 
 	/** `exports` in the order in which LIST shows them; the first is the default export. Names are unique. */
-	constructor(exports: readonly ExportDescription[]) {
+	constructor(exports: readonly ExportDescription[], tls: TlsPolicy = "none") {
 		this.#exports = exports;
+		this.#tls = tls;
 	}
 
 	/** What the server sends first, before anything is received. */
@@ -128,7 +147,15 @@ export class Handshake {
 		return greeting;
 	}
 
-	/** Takes bytes from the client, in pieces of any size. Must not be called after an outcome. */
+	/** After the outcome `tls`: what `receive` gets from now on was decrypted. */
+	continueInTls(): void {
+		this.#insideTls = true;
+		this.#headers = "simple";
+		this.#metaContexts = undefined;
+		this.#expect({ kind: "option header" }, OptionHeader.size);
+	}
+
+	/** Takes bytes from the client, in pieces of any size. Must not be called after an outcome but `tls`. */
 	receive(bytes: Uint8Array): HandshakeStep {
 		const replies = new HandshakeReplies();
 		let at = 0;
@@ -150,6 +177,12 @@ export class Handshake {
 			if (outcome === undefined) continue;
 			this.#expect({ kind: "nothing" }, 0);
 			if (outcome.kind === "aborted") return { reply: replies.bytes(), outcome };
+			if (outcome.kind === "tls") {
+				// Whoever sends them before the answer wants them taken for what the encrypted client said.
+				if (at < bytes.length)
+					return { reply: new Uint8Array(0), outcome: aborted("bytes followed its wish for TLS unencrypted") };
+				return { reply: replies.bytes(), outcome };
+			}
 			return { reply: replies.bytes(), outcome: { ...outcome, leftover: bytes.slice(at) } };
 		}
 	}
@@ -184,6 +217,9 @@ export class Handshake {
 		const unknown = flags & ~(clientFlag.FIXED_NEWSTYLE | clientFlag.NO_ZEROES);
 		if (unknown !== 0) return aborted(`the client set unknown flags 0x${(unknown >>> 0).toString(16)}`);
 		this.#noZeroes = (flags & clientFlag.NO_ZEROES) !== 0;
+		this.#fixedNewstyle = (flags & clientFlag.FIXED_NEWSTYLE) !== 0;
+		// Without fixed newstyle it can't be told that TLS is required, nor start it ("Server-side requirements").
+		if (!this.#fixedNewstyle && this.#tls === "required") return aborted("the client is too old for TLS");
 		this.#expect({ kind: "option header" }, OptionHeader.size);
 		return undefined;
 	}
@@ -201,12 +237,23 @@ export class Handshake {
 
 	#refuseTooLong(option: number, replies: HandshakeReplies): void {
 		if (option === options.SET_META_CONTEXT) this.#metaContexts = undefined;
-		if (isKnownOption(option)) replies.error(option, optionReply.ERR_TOO_BIG, "the option is too long");
+		if (this.#tlsIsDue) replies.error(option, optionReply.ERR_TLS_REQD, TLS_REQUIRED);
+		else if (isKnownOption(option)) replies.error(option, optionReply.ERR_TOO_BIG, "the option is too long");
 		else replies.error(option, optionReply.ERR_UNSUP, "unknown option");
 		this.#expect({ kind: "option header" }, OptionHeader.size);
 	}
 
+	/** FORCEDTLS: nothing but STARTTLS and ABORT is done before it. */
+	get #tlsIsDue(): boolean {
+		return this.#tls === "required" && !this.#insideTls;
+	}
+
 	#handleOption(option: number, data: Uint8Array, replies: HandshakeReplies): HandshakeOutcome | undefined {
+		if (this.#tlsIsDue && option !== options.STARTTLS && option !== options.ABORT) {
+			if (option === options.EXPORT_NAME) return aborted("the client chose an export without TLS, which is required");
+			replies.error(option, optionReply.ERR_TLS_REQD, TLS_REQUIRED);
+			return undefined;
+		}
 		switch (option) {
 			case options.EXPORT_NAME:
 				return this.#handleExportName(data, replies);
@@ -219,15 +266,22 @@ export class Handshake {
 				replies.ack(option);
 				return undefined;
 			case options.STARTTLS:
-				if (refuseData(option, data, replies)) return undefined;
-				replies.error(option, optionReply.ERR_POLICY, "this server does not offer TLS");
-				return undefined;
+				return this.#handleStartTls(data, replies);
 			case options.INFO:
 			case options.GO:
 				return this.#handleInfoOrGo(option, data, replies);
 			case options.STRUCTURED_REPLY:
 				if (refuseData(option, data, replies)) return undefined;
-				this.#structuredReplies = true;
+				if (this.#headers === "extended") {
+					replies.error(option, optionReply.ERR_EXT_HEADER_REQD, "extended headers are negotiated already");
+					return undefined;
+				}
+				this.#headers = "structured";
+				replies.ack(option);
+				return undefined;
+			case options.EXTENDED_HEADERS:
+				if (refuseData(option, data, replies)) return undefined;
+				this.#headers = "extended";
 				replies.ack(option);
 				return undefined;
 			case options.LIST_META_CONTEXT:
@@ -240,12 +294,27 @@ export class Handshake {
 		}
 	}
 
+	#handleStartTls(data: Uint8Array, replies: HandshakeReplies): HandshakeOutcome | undefined {
+		const option = options.STARTTLS;
+		if (refuseData(option, data, replies)) return undefined;
+		if (this.#insideTls) replies.error(option, optionReply.ERR_INVALID, "the session is encrypted already");
+		else if (this.#tls === "none") replies.error(option, optionReply.ERR_POLICY, "this server does not offer TLS");
+		else if (!this.#fixedNewstyle) replies.error(option, optionReply.ERR_INVALID, "TLS needs fixed newstyle");
+		else {
+			replies.ack(option);
+			return { kind: "tls" };
+		}
+		return undefined;
+	}
+
 	/** The old way into transmission. It has no error reply, so a wrong name must end the connection. */
 	#handleExportName(data: Uint8Array, replies: HandshakeReplies): HandshakeOutcome {
+		if (this.#headers === "extended") return aborted("the client mixed extended headers with EXPORT_NAME");
 		const query = parseExportName(data);
 		if (typeof query === "string") return aborted("the client sent an export name that is no text");
 		const chosen = this.#find(query.exportName);
 		if (chosen === undefined) return aborted(`the client asked for the unknown export "${query.exportName}"`);
+		if (chosen.refusal !== undefined) return aborted(chosen.refusal);
 		replies.exportName(chosen.size, this.#flagsOf(chosen), !this.#noZeroes);
 		return this.#transmission(chosen);
 	}
@@ -261,6 +330,10 @@ export class Handshake {
 			replies.error(option, optionReply.ERR_UNKNOWN, `no export "${query.exportName}" here`);
 			return undefined;
 		}
+		if (option === options.GO && chosen.refusal !== undefined) {
+			replies.error(option, optionReply.ERR_POLICY, chosen.refusal);
+			return undefined;
+		}
 		replies.infoExport(option, chosen.size, this.#flagsOf(chosen));
 		if (query.wanted.has(info.NAME)) replies.infoText(option, info.NAME, chosen.name);
 		if (query.wanted.has(info.DESCRIPTION)) replies.infoText(option, info.DESCRIPTION, chosen.description);
@@ -269,11 +342,11 @@ export class Handshake {
 		return option === options.GO ? this.#transmission(chosen) : undefined;
 	}
 
-	/** SET replaces what was set before, also where it fails. `base:` alone lists all contexts and sets none. */
+	/** SET replaces what was set before, also where it fails. A namespace alone lists its contexts and sets none. */
 	#handleMetaContext(option: number, data: Uint8Array, replies: HandshakeReplies): void {
 		const isSet = option === options.SET_META_CONTEXT;
 		if (isSet) this.#metaContexts = undefined;
-		if (!this.#structuredReplies) {
+		if (this.#headers === "simple") {
 			replies.error(option, optionReply.ERR_INVALID, "structured replies must be negotiated first");
 			return;
 		}
@@ -287,25 +360,35 @@ export class Handshake {
 			replies.error(option, optionReply.ERR_UNKNOWN, `no export "${query.exportName}" here`);
 			return;
 		}
-		const wildcard = !isSet && (query.queries.length === 0 || query.queries.includes("base:"));
-		if (wildcard || query.queries.includes(BASE_ALLOCATION)) {
+		const offered = chosen.contexts ?? DEFAULT_CONTEXTS;
+		if (!isSet) {
 			// "The metadata context ID in these replies is reserved and SHOULD be set to zero" where they only list.
-			replies.metaContext(option, isSet ? BASE_ALLOCATION_ID : 0, BASE_ALLOCATION);
-			if (isSet) {
-				const contexts = [{ id: BASE_ALLOCATION_ID, name: BASE_ALLOCATION }];
-				this.#metaContexts = { exportName: chosen.name, contexts };
-			}
+			for (const name of listContexts(query.queries, offered)) replies.metaContext(option, 0, name);
+			replies.ack(option);
+			return;
 		}
+		const names = selectContexts(query.queries, offered);
+		if (names.length > CONTEXTS_MAX) {
+			replies.error(option, optionReply.ERR_TOO_BIG, `${CONTEXTS_MAX} metadata contexts can be selected at once`);
+			return;
+		}
+		const contexts = names.map((name, index) => ({ id: index + 1, name, context: contextOf(name)! }));
+		for (const { id, name } of contexts) replies.metaContext(option, id, name);
+		this.#metaContexts = { exportName: chosen.name, contexts };
 		replies.ack(option);
 	}
 
-	#transmission(chosen: ExportDescription): HandshakeOutcome {
+	#contextsFor(chosen: ExportDescription): readonly MetaContext[] {
 		const selected = this.#metaContexts;
+		return selected?.exportName === chosen.name ? selected.contexts : [];
+	}
+
+	#transmission(chosen: ExportDescription): HandshakeOutcome {
 		return {
 			kind: "transmission",
 			exportName: chosen.name,
-			structuredReplies: this.#structuredReplies,
-			metaContexts: selected?.exportName === chosen.name ? selected.contexts : [],
+			headers: this.#headers,
+			metaContexts: this.#contextsFor(chosen),
 			leftover: new Uint8Array(0),
 		};
 	}
@@ -315,13 +398,17 @@ export class Handshake {
 		return this.#exports.find((one) => one.name === name) ?? (name === "" ? this.#exports[0] : undefined);
 	}
 
-	#flagsOf({ transmissionFlags, readOnly }: ExportDescription): number {
-		let flags = transmissionFlags | transmissionFlag.HAS_FLAGS;
-		if (readOnly) flags = (flags | transmissionFlag.READ_ONLY) & ~WRITING_FLAGS;
-		return this.#structuredReplies ? flags : flags & ~transmissionFlag.SEND_DF;
+	#flagsOf(chosen: ExportDescription): number {
+		let flags = chosen.transmissionFlags | transmissionFlag.HAS_FLAGS;
+		if (chosen.readOnly) flags = (flags | transmissionFlag.READ_ONLY) & ~WRITING_FLAGS;
+		if (this.#headers === "simple") flags &= ~transmissionFlag.SEND_DF;
+		if (this.#headers !== "extended" || this.#contextsFor(chosen).length === 0)
+			flags &= ~transmissionFlag.BLOCK_STATUS_PAYLOAD;
+		return flags;
 	}
 }
 
+const TLS_REQUIRED = "this server requires TLS";
 const WRITING_FLAGS = transmissionFlag.SEND_TRIM | transmissionFlag.SEND_WRITE_ZEROES | transmissionFlag.SEND_FAST_ZERO;
 
 const aborted = (reason: string): HandshakeOutcome => ({ kind: "aborted", reason });

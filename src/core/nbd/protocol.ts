@@ -5,7 +5,13 @@
 //     client  | request 28 bytes | payload of a write |
 //     server  | simple reply 16 bytes | data |   or   | structured reply chunk 20 bytes | chunk payload |
 //
-// Source: "The NBD protocol" (doc/proto.md of the NetworkBlockDevice project); each table names its section.
+//   with extended headers both sides' are 32 bytes, and lengths have 64 bits:
+//
+//     client  | extended request 32 bytes | payload, where the request says so |
+//     server  | extended reply chunk 32 bytes | chunk payload |
+//
+// Source: "The NBD protocol" (doc/proto.md of the NetworkBlockDevice project; extended headers: its branch
+// extension-ext-header, which QEMU and libnbd implement); each table names its section.
 // Everything on the wire is big-endian. Nothing here has behaviour: `handshake.ts` and the data plane do.
 
 import { bits64be, struct, u16be, u32be, u64be } from "../../foundations/struct.ts";
@@ -75,6 +81,8 @@ export const transmissionFlag = {
 	CAN_MULTI_CONN: 1 << 8,
 	SEND_CACHE: 1 << 10,
 	SEND_FAST_ZERO: 1 << 11,
+	/** Only valid with extended headers and a metadata context; the handshake clears it otherwise. */
+	BLOCK_STATUS_PAYLOAD: 1 << 12,
 } as const;
 
 /** "Option types". */
@@ -88,6 +96,7 @@ export const option = {
 	STRUCTURED_REPLY: 8,
 	LIST_META_CONTEXT: 9,
 	SET_META_CONTEXT: 10,
+	EXTENDED_HEADERS: 11,
 } as const;
 
 const REPLY_ERROR = 0x8000_0000;
@@ -107,6 +116,7 @@ export const optionReply = {
 	ERR_SHUTDOWN: REPLY_ERROR + 7,
 	ERR_BLOCK_SIZE_REQD: REPLY_ERROR + 8,
 	ERR_TOO_BIG: REPLY_ERROR + 9,
+	ERR_EXT_HEADER_REQD: REPLY_ERROR + 10,
 } as const;
 
 /** Information types of `NBD_OPT_INFO`, `NBD_OPT_GO` and `NBD_REP_INFO`. */
@@ -117,6 +127,9 @@ export const STRING_BYTES_MAX = 4096;
 
 /** The one metadata context that the protocol document itself defines. */
 export const BASE_ALLOCATION = "base:allocation";
+
+/** Which headers a connection uses after its handshake: requests of 28 bytes for the first two, of 32 for the last. */
+export type HeaderForm = "simple" | "structured" | "extended";
 
 // ---- Transmission phase ("Transmission", "Values: Transmission phase") -------------------------------------------
 
@@ -134,6 +147,32 @@ export const Request = struct("NBD request", 28, {
 	length: u32be(24),
 });
 
+export const EXTENDED_REQUEST_MAGIC = 0x21e4_1c71;
+export const EXTENDED_REPLY_MAGIC = 0x6e8a_278c;
+
+/**
+ * "Request message", extended form. With the flag PAYLOAD_LEN `length` bytes of payload follow; without it nothing
+ * does, and `length` is how much of the export the request is about.
+ */
+export const ExtendedRequest = struct("NBD extended request", 32, {
+	magic: u32be(0),
+	flags: u16be(4),
+	type: u16be(6),
+	cookie: bits64be(8),
+	offset: u64be(16),
+	length: u64be(24),
+});
+
+/** "Extended reply chunk message". `offset` is the request's own; `length` payload bytes follow. */
+export const ExtendedReply = struct("NBD extended reply chunk", 32, {
+	magic: u32be(0),
+	flags: u16be(4),
+	type: u16be(6),
+	cookie: bits64be(8),
+	offset: bits64be(16),
+	length: u64be(24),
+});
+
 /** "Simple reply message". The data of a successful read follows. */
 export const SimpleReply = struct("NBD simple reply", 16, { magic: u32be(0), error: u32be(4), cookie: bits64be(8) });
 
@@ -148,12 +187,28 @@ export const StructuredReply = struct("NBD structured reply chunk", 20, {
 
 /** Start of an OFFSET_DATA payload; the data follows. */
 export const OffsetData = struct("NBD_REPLY_TYPE_OFFSET_DATA", 8, { offset: u64be(0) });
-/** Start of an ERROR payload; a message of `messageLength` bytes may follow. */
+/** An OFFSET_HOLE payload: `length` bytes at `offset` of the export read as zeros. */
+export const OffsetHole = struct("NBD_REPLY_TYPE_OFFSET_HOLE", 12, { offset: u64be(0), length: u32be(8) });
+/**
+ * Start of an ERROR payload; a message of `messageLength` bytes may follow. An ERROR_OFFSET payload ends in 8 bytes
+ * more: the offset in the export.
+ */
 export const ErrorChunk = struct("NBD_REPLY_TYPE_ERROR", 6, { error: u32be(0), messageLength: u16be(4) });
 /** Start of a BLOCK_STATUS payload; descriptors follow. */
 export const BlockStatusHeader = struct("NBD_REPLY_TYPE_BLOCK_STATUS", 4, { contextId: u32be(0) });
 /** One extent of a BLOCK_STATUS payload. */
 export const BlockStatusDescriptor = struct("NBD block descriptor", 8, { length: u32be(0), status: u32be(4) });
+
+/** Start of a BLOCK_STATUS_EXT payload; `count` descriptors follow. */
+export const BlockStatusHeaderExt = struct("NBD_REPLY_TYPE_BLOCK_STATUS_EXT", 8, {
+	contextId: u32be(0),
+	count: u32be(4),
+});
+/** One extent of a BLOCK_STATUS_EXT payload. */
+export const BlockStatusDescriptorExt = struct("NBD extended block descriptor", 16, {
+	length: u64be(0),
+	status: u64be(8),
+});
 
 /** "Request types". */
 export const command = {
@@ -174,6 +229,8 @@ export const commandFlag = {
 	DF: 1 << 2,
 	REQ_ONE: 1 << 3,
 	FAST_ZERO: 1 << 4,
+	/** Extended headers only: `length` is that of a payload. */
+	PAYLOAD_LEN: 1 << 5,
 } as const;
 
 /** "Structured reply flags". */
@@ -185,6 +242,7 @@ export const chunk = {
 	OFFSET_DATA: 1,
 	OFFSET_HOLE: 2,
 	BLOCK_STATUS: 5,
+	BLOCK_STATUS_EXT: 6,
 	ERROR: 0x8001,
 	ERROR_OFFSET: 0x8002,
 } as const;

@@ -1,9 +1,17 @@
 // vmsweep serve DISK…: the disk image emulator, in the foreground until it is told to stop.
 
 import { resolve } from "node:path";
+import { takePassedSockets } from "../../adapters/nbd/activation.ts";
 import type { ListenAddress } from "../../adapters/nbd/listener.ts";
+import type { TlsFiles } from "../../adapters/nbd/tls.ts";
 import { formatBytes } from "../../foundations/units.ts";
-import { type ServedExport, type Server, serveDisks } from "../../services/serve.ts";
+import {
+	type ServeAddress,
+	type ServedExport,
+	type ServeOptions,
+	type Server,
+	serveDisks,
+} from "../../services/serve.ts";
 import { describeError, exitCodeOf } from "./failure.ts";
 import { libvirtDisk, qemuArguments } from "./hypervisor-snippets.ts";
 import { interruptible } from "./interruption.ts";
@@ -15,8 +23,21 @@ interface ServeCommandOptions {
 	readonly listen?: ListenAddress;
 	readonly clean: "continuous" | "off";
 	readonly readOnly?: boolean;
+	readonly maxClients?: number;
+	/** Milliseconds; 0 for never. */
+	readonly requestTimeout: number;
+	readonly idleTimeout?: number;
+	readonly tlsCert?: string;
+	readonly tlsKey?: string;
+	readonly tlsCa?: string;
+	readonly tlsVerifyPeer?: boolean;
+	readonly tlsPsk?: string;
+	readonly tlsCreds?: string;
+	readonly tlsOptional?: boolean;
 	readonly logLimit?: number;
 	readonly acceptChangedImage?: boolean;
+	/** Milliseconds. */
+	readonly quarantine?: number;
 	readonly printQemu?: boolean;
 	readonly json?: boolean;
 }
@@ -25,20 +46,23 @@ interface ServeCommandOptions {
 const BROKEN_CLOSE_MS = 10_000;
 
 export async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
-	const { socket, listen, clean, readOnly = false, logLimit, acceptChangedImage = false } = options;
-	const address: ListenAddress | undefined = socket === undefined ? listen : { kind: "unix", path: resolve(socket) };
+	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0 } = options;
+	const addresses = addressesOf(options);
+	const tls = tlsFilesOf(options);
 	const log = openLog();
-	if (address?.kind === "tcp" && !isLoopback(address.host))
-		log.warn(
-			`whoever reaches ${address.host} can use the disks: NBD over TCP has neither encryption nor a password here`,
-		);
+	for (const { address } of addresses ?? [])
+		if (address.kind === "tcp" && !isLoopback(address.host) && (tls === undefined || tls.optional === true))
+			log.warn(`whoever reaches ${address.host} can use the disks, without encryption or password: see --tls-creds`);
 	await interruptible(async (signal) => {
 		const server = await serveDisks({
 			disks,
 			clean,
 			readOnly,
 			acceptChangedImage,
-			...(address === undefined ? {} : { address }),
+			quarantineMs: quarantine,
+			...(addresses === undefined ? {} : { addresses }),
+			...(tls === undefined ? {} : { tls }),
+			...limitsOf(options),
 			...(logLimit === undefined ? {} : { limitBytes: logLimit }),
 			onEvent: (line, name) => (name === null ? log.info(line) : log.info({ disk: name }, line)),
 		});
@@ -52,6 +76,36 @@ export async function serve(disks: readonly string[], options: ServeCommandOptio
 		await server.close();
 		log.info("stopped; the disks are closed cleanly");
 	});
+}
+
+/** One address by option, or the sockets that a service manager passed; none where each disk has its own. */
+function addressesOf({ socket, listen }: ServeCommandOptions): ServeAddress[] | undefined {
+	const passed = takePassedSockets(process.env, process.pid);
+	const asked: ListenAddress | undefined = socket === undefined ? listen : { kind: "unix", path: resolve(socket) };
+	if (asked !== undefined) return [{ address: asked }];
+	return passed?.map(({ address, name }) => (name === "" ? { address } : { address, disk: name }));
+}
+
+function tlsFilesOf(options: ServeCommandOptions): TlsFiles | undefined {
+	const { tlsCert, tlsKey, tlsCa, tlsVerifyPeer, tlsPsk, tlsCreds, tlsOptional } = options;
+	const files: TlsFiles = {
+		...(tlsCert === undefined ? {} : { certificate: tlsCert }),
+		...(tlsKey === undefined ? {} : { key: tlsKey }),
+		...(tlsCa === undefined ? {} : { authority: tlsCa }),
+		...(tlsVerifyPeer === undefined ? {} : { verifyPeer: tlsVerifyPeer }),
+		...(tlsPsk === undefined ? {} : { sharedKeys: tlsPsk }),
+		...(tlsCreds === undefined ? {} : { folder: tlsCreds }),
+		...(tlsOptional === undefined ? {} : { optional: tlsOptional }),
+	};
+	return Object.keys(files).length === 0 ? undefined : files;
+}
+
+function limitsOf({ maxClients, requestTimeout, idleTimeout = 0 }: ServeCommandOptions): Partial<ServeOptions> {
+	return {
+		...(maxClients === undefined ? {} : { clientsMax: maxClients }),
+		...(requestTimeout === 0 ? {} : { requestTimeoutMs: requestTimeout }),
+		...(idleTimeout === 0 ? {} : { idleTimeoutMs: idleTimeout }),
+	};
 }
 
 const aborted = (signal: AbortSignal): Promise<undefined> =>

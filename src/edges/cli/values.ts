@@ -1,7 +1,7 @@
 // Values of options on the command line. Sizes: 512, 64K, 512M, 40G, 1T, 1.5G, 40GiB; always binary, as in QEMU's tools.
 
 import { InvalidArgumentError } from "commander";
-import type { ListenAddress } from "../../adapters/nbd/listener.ts";
+import { type ListenAddress, VSOCK_ANY } from "../../adapters/nbd/listen-address.ts";
 
 /** Bytes. Throws commander's InvalidArgumentError, whose message ends up in the usage line. */
 export function parseSize(text: string): number {
@@ -21,11 +21,34 @@ export function parseClusterSize(text: string): number {
 	return bytes;
 }
 
-/** HOST:PORT, with an IPv6 address in brackets. */
+/** HOST:PORT, with an IPv6 address in brackets, or vsock:CID:PORT with `any` for a CID of any kind. */
 export function parseAddress(text: string): ListenAddress {
+	const vsock = /^vsock:(any|\d{1,10}):(\d{1,10})$/.exec(text);
+	if (vsock !== null) {
+		const cid = vsock[1] === "any" ? VSOCK_ANY : Number(vsock[1]);
+		const port = Number(vsock[2]);
+		if (cid > VSOCK_ANY || port >= VSOCK_ANY)
+			throw new InvalidArgumentError("A vsock address has two numbers of 32 bits: vsock:CID:PORT.");
+		return { kind: "vsock", cid, port };
+	}
 	const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
 	const port = Number(match?.[3]);
 	if (match === null || port > 65535)
-		throw new InvalidArgumentError("Give HOST:PORT, such as 127.0.0.1:10809 or [::1]:10809.");
+		throw new InvalidArgumentError("Give HOST:PORT, such as 127.0.0.1:10809 or [::1]:10809, or vsock:any:10809.");
 	return { kind: "tcp", host: (match[1] ?? match[2])!, port };
+}
+
+/** A whole number above zero. Throws as {@link parseSize} does. */
+export function parseCount(text: string): number {
+	const count = Number(text);
+	if (!/^\d{1,9}$/.test(text) || count === 0) throw new InvalidArgumentError("Give a whole number above 0.");
+	return count;
+}
+
+/** Seconds, perhaps with a fraction, as milliseconds. Throws as {@link parseSize} does. */
+export function parseSeconds(text: string): number {
+	const milliseconds = Math.round(Number(text) * 1000);
+	if (!/^\d{1,9}(?:\.\d+)?$/.test(text))
+		throw new InvalidArgumentError("Give seconds, such as 30 or 0.5; 0 for never.");
+	return milliseconds;
 }

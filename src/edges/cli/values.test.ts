@@ -1,0 +1,29 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { VSOCK_ANY } from "../../adapters/nbd/listen-address.ts";
+import { parseAddress, parseCount, parseSeconds } from "./values.ts";
+
+test("addresses: TCP by name and number, vsock", () => {
+	assert.deepEqual(parseAddress("localhost:10809"), { kind: "tcp", host: "localhost", port: 10809 });
+	assert.deepEqual(parseAddress("[::1]:0"), { kind: "tcp", host: "::1", port: 0 });
+	assert.deepEqual(parseAddress("vsock:any:10809"), { kind: "vsock", cid: VSOCK_ANY, port: 10809 });
+	assert.deepEqual(parseAddress("vsock:2:4000000000"), { kind: "vsock", cid: 2, port: 4_000_000_000 });
+	for (const wrong of [
+		"",
+		"localhost",
+		":1",
+		"a:70000",
+		"vsock:any:",
+		"vsock:4294967296:1",
+		"vsock:1:4294967295",
+		"::1:5",
+	])
+		assert.throws(() => parseAddress(wrong), { code: "commander.invalidArgument" }, wrong);
+});
+
+test("counts and seconds", () => {
+	assert.equal(parseCount("12"), 12);
+	for (const wrong of ["0", "-1", "1.5", "x", ""]) assert.throws(() => parseCount(wrong), wrong);
+	assert.deepEqual(["0", "30", "0.25"].map(parseSeconds), [0, 30_000, 250]);
+	for (const wrong of ["-1", "1e3", "x", "", "."]) assert.throws(() => parseSeconds(wrong), wrong);
+});
