@@ -4,10 +4,17 @@ import { readdir, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { VmsweepError } from "../foundations/errors.ts";
 import { askStatus } from "./control.ts";
-import { isDiskServed } from "./disk-directory.ts";
-import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath } from "./disk-paths.ts";
-import { readClosedRecord, readDiskDescription, readSecondImageRecord, secondImagePath } from "./disk-records.ts";
+import { isDiskServed, type SecondImageStand } from "./disk-directory.ts";
+import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath, snapshotLogPath } from "./disk-paths.ts";
+import {
+	readClosedRecord,
+	readDiskDescription,
+	readSecondImageRecord,
+	readSnapshotRecord,
+	secondImagePath,
+} from "./disk-records.ts";
 import type { DiskStatus } from "./served-disk.ts";
+import { type SnapshotStatus, snapshotNames } from "./snapshots.ts";
 
 /** A disk that nobody serves. Sizes in bytes. */
 export interface RestingDiskStatus {
@@ -25,9 +32,13 @@ export interface RestingDiskStatus {
 		readonly adopted: boolean;
 		/** Null where the image is missing. */
 		readonly hostBytes: number | null;
-		/** `whole`: any tool may read it. `needs-first-image`: it is worth nothing alone. Null where its record is missing. */
-		readonly state: "whole" | "needs-first-image" | null;
+		/** How far it stands by itself; see `SecondImageRecord`. Null where its record is missing. */
+		readonly state: SecondImageStand["state"] | null;
+		readonly standsAt: number | null;
+		/** When it last stood by itself, ISO 8601; null where nobody noted it. */
+		readonly stoodAt: string | null;
 	};
+	readonly snapshots: readonly SnapshotStatus[];
 	/** What speaks against serving it, one line each. */
 	readonly problems: readonly string[];
 }
@@ -67,9 +78,27 @@ export async function diskStatus(path: string): Promise<AnyDiskStatus> {
 			adopted: second.adopted,
 			hostBytes: secondBytes,
 			state: record?.state ?? null,
+			standsAt: record?.position ?? null,
+			stoodAt: record?.stoodAt ?? null,
 		},
+		snapshots: await snapshotsAtRest(directory),
 		problems,
 	};
+}
+
+/** The snapshots of a disk that nobody serves, oldest first. */
+async function snapshotsAtRest(directory: string): Promise<SnapshotStatus[]> {
+	const names = await snapshotNames(directory);
+	const found = await Promise.all(
+		names.map(async (name): Promise<SnapshotStatus[]> => {
+			const record = await readSnapshotRecord(directory, name);
+			if (record === undefined) return [];
+			const { created, size, position, state } = record;
+			const kept = (await hostBytes(snapshotLogPath(directory, name))) ?? 0;
+			return [{ name, created, size, position, hostBytes: kept, complete: state === "complete" }];
+		}),
+	);
+	return found.flat().sort((a, b) => a.position - b.position || a.created.localeCompare(b.created));
 }
 
 /** The folders of disks in a folder, sorted; the folder itself where it is a disk. */

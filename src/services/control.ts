@@ -4,25 +4,36 @@
 //   vmsweep clean DISK  ──┴─ HTTP over DISK/control.sock (0600) ─► the serving process ─► ServedDisk
 //
 //   GET  /status   200, one JSON object
-//   POST /clean    200, one JSON object per line: {"progress":…}… and at the end {"report":…} or {"error":…}
-//   otherwise      404 or 405 with {"error":{"code","message"}}
+//   POST /NAME     a disk command (disk-commands.ts) with its input as a JSON object;
+//                  200, one JSON object per line: {"progress":…}… and at the end {"report":…} or {"error":…}
+//   otherwise      400, 404 or 405 with {"error":{"code","message"}}
 //
 // Who may open the socket's file may ask; there is nothing else to check. A client that goes away in the middle of
-// a cleaning doesn't stop it.
+// a command doesn't stop it.
 
 import { type FileHandle, lstat, open, unlink } from "node:fs/promises";
 import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { type ErrorCode, errorTable, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
-import type { CleanerCounters } from "./clean/cleaner.ts";
-import type { CleanReport, DiskStatus, ServedDisk } from "./served-disk.ts";
+import type { OnProgress, Progress } from "./progress.ts";
+import type { DiskStatus } from "./served-disk.ts";
 
 /** Where a served disk's control socket lies. */
 export const controlSocketPath = (directory: string): string => join(directory, "control.sock");
 
+/** Longest input of a command, in bytes. */
+const INPUT_BYTES_MAX = 64 * 1024;
+
 /** What the control socket needs of a disk. */
-export type ControlledDisk = Pick<ServedDisk, "path" | "status" | "cleanNow">;
+export interface ControlledDisk {
+	readonly path: string;
+	status(): Promise<DiskStatus>;
+	/** Names of the commands that can be asked for. */
+	readonly commands: readonly string[];
+	/** Runs a command. Throws USAGE where the input isn't what it takes, or what the command throws. */
+	run(name: string, input: unknown, onProgress: OnProgress): Promise<unknown>;
+}
 
 /** A disk's control socket, open for other commands. */
 export interface ControlServer extends AsyncDisposable {
@@ -40,7 +51,7 @@ export async function listenControl(disk: ControlledDisk): Promise<ControlServer
 	const server = createServer((asked, answer) => {
 		respond(disk, asked, answer).catch((error: unknown) => fail(answer, error));
 	});
-	// A cleaning takes as long as it takes.
+	// A command takes as long as it takes.
 	server.requestTimeout = 0;
 	const short = await openShortPath(path);
 	try {
@@ -67,27 +78,26 @@ export async function askStatus(directory: string): Promise<DiskStatus> {
 	throw silent(directory);
 }
 
-/** Asks the process that serves a disk to clean all it can now. Throws DISK_NOT_SERVED, or what the cleaning threw. */
-export async function askClean(
+/** Asks the process that serves a disk to run a command. Throws DISK_NOT_SERVED, or what the command threw. */
+export async function askServed(
 	directory: string,
-	onProgress: (counters: CleanerCounters) => void = () => {},
-): Promise<CleanReport> {
-	for await (const line of ask(directory, "POST", "/clean")) {
-		const message = JSON.parse(line) as CleanMessage;
+	command: string,
+	input: unknown,
+	onProgress: OnProgress = () => {},
+): Promise<unknown> {
+	for await (const line of ask(directory, "POST", `/${command}`, JSON.stringify(input))) {
+		const message = JSON.parse(line) as CommandMessage;
 		if ("report" in message) return message.report;
 		if ("error" in message) throw new VmsweepError(message.error.code, message.error.message);
 		onProgress(message.progress);
 	}
 	throw new VmsweepError(
 		"IO",
-		`${directory}: the process that serves the disk ended during the cleaning. Check its log.`,
+		`${directory}: the process that serves the disk ended before the command did. Check its log.`,
 	);
 }
 
-type CleanMessage =
-	| { readonly progress: CleanerCounters }
-	| { readonly report: CleanReport }
-	| { readonly error: ErrorMessage };
+type CommandMessage = { readonly progress: Progress } | { readonly report: unknown } | { readonly error: ErrorMessage };
 
 interface ErrorMessage {
 	readonly code: ErrorCode;
@@ -97,25 +107,48 @@ interface ErrorMessage {
 // ---- Server ---------------------------------------------------------------------------------------------
 
 async function respond(disk: ControlledDisk, asked: IncomingMessage, answer: ServerResponse): Promise<void> {
-	asked.resume(); // no request has a body that matters
 	answer.on("error", () => {}); // the asker went away
-	const allowed = { "/status": "GET", "/clean": "POST" }[asked.url ?? ""];
+	const body = await readBody(asked);
+	const name = (asked.url ?? "").slice(1);
+	const allowed = name === "status" ? "GET" : disk.commands.includes(name) ? "POST" : undefined;
 	if (allowed === undefined) return send(answer, 404, { error: { code: "USAGE", message: `no ${asked.url} here` } });
 	if (asked.method !== allowed) {
 		answer.setHeader("Allow", allowed);
 		return send(answer, 405, { error: { code: "USAGE", message: `${asked.url} takes ${allowed}` } });
 	}
 	if (allowed === "GET") return send(answer, 200, await disk.status());
+	const input = parseJson(body);
+	if (input === undefined) return send(answer, 400, { error: { code: "USAGE", message: "the input is no JSON" } });
 	answer.writeHead(200, { "Content-Type": "application/x-ndjson" });
-	const say = (message: CleanMessage): void => {
+	const say = (message: CommandMessage): void => {
 		answer.write(`${JSON.stringify(message)}\n`);
 	};
 	try {
-		say({ report: await disk.cleanNow((progress) => say({ progress })) });
+		say({ report: await disk.run(name, input, (progress) => say({ progress })) });
 	} catch (error) {
 		say({ error: errorMessage(error) });
 	}
 	answer.end();
+}
+
+/** All of a request's body; undefined where it is longer than any input, and then it isn't read to its end. */
+async function readBody(asked: IncomingMessage): Promise<string | undefined> {
+	const pieces: Buffer[] = [];
+	let length = 0;
+	for await (const piece of asked as AsyncIterable<Buffer>) {
+		length += piece.length;
+		if (length > INPUT_BYTES_MAX) return undefined;
+		pieces.push(piece);
+	}
+	return Buffer.concat(pieces).toString("utf8");
+}
+
+function parseJson(text: string | undefined): unknown {
+	try {
+		return text === undefined ? undefined : (JSON.parse(text === "" ? "{}" : text) as unknown);
+	} catch {
+		return undefined;
+	}
 }
 
 function send(answer: ServerResponse, status: number, body: object): void {
@@ -156,12 +189,12 @@ async function removeDeadSocket(path: string): Promise<void> {
 // ---- Client ---------------------------------------------------------------------------------------------
 
 /** The lines of an answer. */
-async function* ask(directory: string, method: string, url: string): AsyncGenerator<string> {
+async function* ask(directory: string, method: string, url: string, body = ""): AsyncGenerator<string> {
 	await using short = await openShortPath(controlSocketPath(directory));
 	const answer = await new Promise<IncomingMessage>((resolve, reject) => {
 		const asking = request({ socketPath: short.path, method, path: url, agent: false }, resolve);
 		asking.once("error", (cause) => reject(silent(directory, cause)));
-		asking.end();
+		asking.end(body);
 	});
 	try {
 		const lines = createInterface({ input: answer });

@@ -44,13 +44,15 @@ test("a new disk takes no space, opens, and knows a clean close from a crash", a
 	const directory = folder.file("web01");
 	const { description, notes } = await createNew(directory, 40 * 1024 * MiB);
 	assert.deepEqual(notes, []);
-	assert.deepEqual(description.second, { path: "second.raw", kind: "file", adopted: false });
+	assert.deepEqual(description.second, { path: "second.raw", kind: "file", format: "raw", adopted: false });
 	{
 		await using disk = await openDiskDirectory(directory);
 		assert.deepEqual(disk.description, description);
 		assert.equal(disk.second.size, 40 * 1024 * MiB);
 		assert.ok((await disk.second.allocatedBytes()) < MiB);
-		assert.deepEqual(disk.stand, { state: "whole", position: 0 });
+		const { stoodAt, ...stand } = disk.stand;
+		assert.deepEqual(stand, { state: "whole", position: 0 });
+		assert.ok(Math.abs(Date.now() - Date.parse(stoodAt!)) < 60_000);
 		assert.equal(Buffer.from(disk.uuid).toString("hex"), description.uuid.replaceAll("-", ""));
 		await disk.second.writeBatch([{ at: byteOffset(0), bytes: Buffer.alloc(4096, 1) }]);
 		await disk.close();
@@ -92,11 +94,11 @@ test("the stand of the second image is kept", async () => {
 	await createNew(directory);
 	{
 		await using disk = await openDiskDirectory(directory);
-		await disk.recordStand({ state: "needs-first-image", position: logPosition(0) });
+		await disk.recordStand({ state: "needs-first-image", position: logPosition(0), stoodAt: null });
 	}
 	await using disk = await openDiskDirectory(directory);
-	assert.deepEqual(disk.stand, { state: "needs-first-image", position: 0 });
-	await disk.recordStand({ state: "whole", position: logPosition(12345) });
+	assert.deepEqual(disk.stand, { state: "needs-first-image", position: 0, stoodAt: null });
+	await disk.recordStand({ state: "whole", position: logPosition(12345), stoodAt: null });
 	const record = await readSecondImageRecord(`${disk.second.path}.vmsweep`);
 	assert.deepEqual([record?.state, record?.position, record?.disk], ["whole", 12345, directory]);
 });
@@ -175,7 +177,7 @@ test("what is no disk, or a damaged one, is refused in one clear line", async ()
 	await refused(good.replace('"kind": "file"', '"kind": "tape"'), "DISK_DAMAGED", /"second.kind"/);
 	await writeFile(path, good);
 	await rename(folder.file("d/second.raw"), folder.file("d/away"));
-	await assert.rejects(openDiskDirectory(directory), refusal("FILE_NOT_FOUND", /second\.raw/));
+	await assert.rejects(openDiskDirectory(directory), refusal("DISK_DAMAGED", /second\.raw/));
 	await rename(folder.file("d/away"), folder.file("d/second.raw"));
 	await rename(folder.file("d/first.log"), folder.file("d/away"));
 	await assert.rejects(openDiskDirectory(directory), refusal("DISK_DAMAGED", /first\.log is missing/));
@@ -189,7 +191,7 @@ test("an existing raw image is adopted in place, unchanged", async () => {
 	const content = Buffer.alloc(4 * MiB, "precious data");
 	await writeFile(image, content);
 	const { description } = await adopt(folder.file("d"), image);
-	assert.deepEqual(description.second, { path: image, kind: "file", adopted: true });
+	assert.deepEqual(description.second, { path: image, kind: "file", format: "raw", adopted: true });
 	assert.equal(description.size, 4 * MiB);
 	assert.ok((await readFile(image)).equals(content));
 	assert.equal(await exists(folder.file("d/second.raw")), false);
@@ -201,7 +203,7 @@ test("an existing raw image is adopted in place, unchanged", async () => {
 	await adopt(folder.file("e"), image);
 	await openAndClose(folder.file("e"));
 	await using disk = await openDiskDirectory(folder.file("e"));
-	await disk.recordStand({ state: "needs-first-image", position: logPosition(7) });
+	await disk.recordStand({ state: "needs-first-image", position: logPosition(7), stoodAt: null });
 	await disk.close();
 	await rm(folder.file("e"), { recursive: true });
 	await assert.rejects(adopt(folder.file("f"), image), refusal("DISK_IMAGES_MIXED"));
@@ -224,7 +226,7 @@ test("what can't become a disk is refused and leaves nothing behind", async () =
 	assert.equal((await stat(odd)).size, 4 * MiB + 512);
 	await assert.rejects(adopt(directory, await image("tiny", 4096)), refusal("IMAGE_UNSUPPORTED", /smallest/));
 	const vhdx = await image("vhdx", 4 * MiB, "vhdxfile");
-	await assert.rejects(adopt(directory, vhdx), refusal("IMAGE_UNSUPPORTED", /qemu-img convert -O raw/));
+	await assert.rejects(adopt(directory, vhdx), refusal("IMAGE_UNSUPPORTED", /qemu-img convert -O qcow2/));
 	assert.equal(await exists(directory), false);
 
 	await assert.rejects(createNew(folder.file("no/d")), refusal("FILE_NOT_FOUND", /Make it first/));
@@ -239,11 +241,20 @@ test("what can't become a disk is refused and leaves nothing behind", async () =
 	await openAndClose(directory);
 });
 
-test("a qcow2 image is refused, a raw one by qemu-img adopted", async (t) => {
+test("images by qemu-img are adopted, raw and qcow2", async (t) => {
 	if (!requireTool(t, "qemu-img")) return;
 	await using folder = await temporaryFolder();
 	await runOk("qemu-img", ["create", "-q", "-f", "qcow2", folder.file("i.qcow2"), "64M"]);
-	await assert.rejects(adopt(folder.file("d"), folder.file("i.qcow2")), refusal("IMAGE_UNSUPPORTED", /qcow2/));
+	const { description } = await adopt(folder.file("q"), folder.file("i.qcow2"));
+	assert.equal(description.second.format, "qcow2");
+	assert.equal(description.size, 64 * MiB);
+	await openAndClose(folder.file("q"));
+	// Odd sizes are the image's own to change.
+	await runOk("qemu-img", ["create", "-q", "-f", "qcow2", folder.file("odd.qcow2"), String(64 * MiB + 512)]);
+	await assert.rejects(
+		adopt(folder.file("o"), folder.file("odd.qcow2")),
+		refusal("IMAGE_UNSUPPORTED", /qemu-img resize .* 67112960/),
+	);
 	await runOk("qemu-img", ["create", "-q", "-f", "raw", folder.file("i.raw"), "64M"]);
 	await adopt(folder.file("d"), folder.file("i.raw"));
 	await openAndClose(folder.file("d"));

@@ -14,12 +14,13 @@ import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { resolve } from "node:path";
 import { removeRecord, writeRecord } from "../adapters/images/durable-json.ts";
-import { type ImageFingerprint, openRawImage, type RawImage } from "../adapters/images/raw-image.ts";
+import { openSecondImage } from "../adapters/images/open-second.ts";
+import type { FileMark, ImageFingerprint, SecondImage } from "../adapters/images/second-image.ts";
 import { ioError } from "../adapters/images/write-run.ts";
 import { isDiskLocked, lockDisk } from "../adapters/os/locks.ts";
-import { VmsweepError } from "../foundations/errors.ts";
+import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import { formatBytes, type LogPosition, logPosition } from "../foundations/units.ts";
-import { closedPath, firstImagePath, secondImageRecordPath } from "./disk-paths.ts";
+import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath, secondSumsPath } from "./disk-paths.ts";
 import {
 	ABOUT_SECOND_IMAGE,
 	type DiskDescription,
@@ -31,6 +32,7 @@ import {
 	secondImagePath,
 	uuidBytes,
 } from "./disk-records.ts";
+import { DiskSnapshots } from "./snapshots.ts";
 
 export interface OpenDiskOptions {
 	/** Serve even though the second image was changed since the last clean close. For users who know why. */
@@ -40,7 +42,21 @@ export interface OpenDiskOptions {
 /** How far the second image stands by itself: see `SecondImageRecord.state`. */
 export interface SecondImageStand {
 	readonly state: SecondImageRecord["state"];
+	/** While it needs the first image: the position at which it was last whole. */
 	readonly position: LogPosition;
+	/** When it was last whole, ISO 8601; null where nobody noted it. */
+	readonly stoodAt: string | null;
+}
+
+/** What an open disk is made of. */
+interface DiskParts {
+	readonly path: string;
+	readonly description: DiskDescription;
+	readonly first: FileHandle;
+	readonly second: SecondImage;
+	readonly sums: FileHandle;
+	readonly snapshots: DiskSnapshots;
+	readonly record: SecondImageRecord;
 }
 
 /**
@@ -51,19 +67,28 @@ export async function openDiskDirectory(path: string, options: OpenDiskOptions =
 	const directory = resolve(path);
 	const description = await readDiskDescription(directory);
 	const first = await openFirstImage(directory, constants.O_RDWR);
-	let second: RawImage | undefined;
+	let second: SecondImage | undefined;
+	let sums: FileHandle | undefined;
+	let snapshots: DiskSnapshots | undefined;
 	try {
 		await lockDisk(first.fd, firstImagePath(directory));
-		second = await openRawImage(secondImagePath(directory, description), "write");
+		second = await openSecond(secondImagePath(directory, description), description.second.format ?? "raw");
 		const record = await checkIdentity(directory, description, second);
 		const closed = await readClosedRecord(directory);
 		if (closed !== undefined && closed.uuid !== description.uuid)
 			throw mixed(closedPath(directory), "is of another disk", "Remove it if the directory was put together by hand");
-		if (closed?.second && !options.acceptChangedImage)
-			checkUnchanged(second.path, closed.second, await second.fingerprint());
+		const change = closed?.second ? changeOf(second.path, closed.second, await second.fingerprint()) : undefined;
+		if (change !== undefined && !options.acceptChangedImage) throw change;
+		sums = await openSums(directory, { forget: change !== undefined });
+		snapshots = await DiskSnapshots.open(directory);
 		await removeRecord(closedPath(directory));
-		return new DiskDirectory(directory, description, first, second, closed !== undefined, record);
+		return new DiskDirectory(
+			{ path: directory, description, first, second, sums, snapshots, record },
+			closed !== undefined,
+		);
 	} catch (error) {
+		await snapshots?.close();
+		await sums?.close();
 		await second?.close();
 		await first.close();
 		throw error;
@@ -82,34 +107,60 @@ export async function isDiskServed(path: string): Promise<boolean> {
 	}
 }
 
+/** Throws DISK_DAMAGED where the image is gone: half of the disk is missing, whatever else is wrong. */
+async function openSecond(...[path, format]: Parameters<typeof openSecondImage>): Promise<SecondImage> {
+	try {
+		return await openSecondImage(path, format);
+	} catch (error) {
+		if (!isVmsweepError(error, "FILE_NOT_FOUND")) throw error;
+		throw new VmsweepError(
+			"DISK_DAMAGED",
+			`${path}, the disk's second image, is missing. Put it back where it was; most of the disk's content is in it.`,
+			{ cause: error },
+		);
+	}
+}
+
 /** An open disk: its description, its locked images, and the records about them. */
 export class DiskDirectory implements AsyncDisposable {
 	/** Absolute. */
 	readonly path: string;
-	readonly description: DiskDescription;
-	readonly second: RawImage;
+	readonly second: SecondImage;
+	readonly snapshots: DiskSnapshots;
 	/** False after a crash: the log then recovers to what was durable. */
 	readonly wasClean: boolean;
+	#description: DiskDescription;
 	readonly #first: FileHandle;
+	readonly #sums: FileHandle;
 	#record: SecondImageRecord;
 	#isOpen = true;
 
-	constructor(
-		path: string,
-		description: DiskDescription,
-		first: FileHandle,
-		second: RawImage,
-		wasClean: boolean,
-		record: SecondImageRecord,
-	) {
+	constructor({ path, description, first, second, sums, snapshots, record }: DiskParts, wasClean: boolean) {
 		this.path = path;
-		this.description = description;
+		this.#description = description;
 		this.#first = first;
 		this.second = second;
+		this.#sums = sums;
+		this.snapshots = snapshots;
 		this.wasClean = wasClean;
 		this.#record = record;
 	}
 
+	get description(): DiskDescription {
+		return this.#description;
+	}
+	/** Replaces disk.json; durable once resolved. */
+	async describe(description: DiskDescription): Promise<void> {
+		await writeRecord(diskJsonPath(this.path), description);
+		this.#description = description;
+	}
+	/** Descriptor of the checksums of the second image's blocks; stays ours to close. */
+	get sumsFd(): number {
+		return this.#sums.fd;
+	}
+	get sumsPath(): string {
+		return secondSumsPath(this.path);
+	}
 	/** Descriptor of first.log, open for reading and writing; it holds the disk's lock and stays ours to close. */
 	get firstFd(): number {
 		return this.#first.fd;
@@ -128,17 +179,19 @@ export class DiskDirectory implements AsyncDisposable {
 	}
 	/** What the record beside the second image says now. */
 	get stand(): SecondImageStand {
-		return { state: this.#record.state, position: logPosition(this.#record.position) };
+		const { state, position, stoodAt } = this.#record;
+		return { state, position: logPosition(position), stoodAt: stoodAt ?? null };
 	}
 
 	/**
 	 * Notes how far the second image stands; durable once resolved. Call with `needs-first-image` before the first
 	 * change of a pass, and with `whole` only after the flush that ended one.
 	 */
-	async recordStand({ state, position }: SecondImageStand): Promise<void> {
+	async recordStand({ state, position, stoodAt }: SecondImageStand): Promise<void> {
 		if (state === this.#record.state && position === this.#record.position && this.#record.disk === this.path) return;
 		const { kind } = this.second;
-		const record = { ...this.#record, disk: this.path, state, position };
+		const { stoodAt: _, ...rest } = this.#record;
+		const record = { ...rest, disk: this.path, state, position, ...(stoodAt === null ? {} : { stoodAt }) };
 		await writeRecord(secondImageRecordPath(this.path, this.second.path, kind), record);
 		this.#record = record;
 	}
@@ -150,6 +203,8 @@ export class DiskDirectory implements AsyncDisposable {
 	async close(): Promise<void> {
 		if (!this.#isOpen) return;
 		try {
+			// The data plane, which wrote its tables, is gone.
+			this.second.writeTablesBy(undefined);
 			await this.second.flushAll();
 			const fingerprint = await this.second.fingerprint();
 			const { uuid } = this.description;
@@ -163,6 +218,8 @@ export class DiskDirectory implements AsyncDisposable {
 	async [Symbol.asyncDispose](): Promise<void> {
 		if (!this.#isOpen) return;
 		this.#isOpen = false;
+		await this.snapshots.close();
+		await this.#sums.close();
 		await this.second.close();
 		await this.#first.close();
 	}
@@ -176,6 +233,7 @@ export const newSecondImageRecord = (uuid: string, directory: string): SecondIma
 	disk: directory,
 	state: "whole",
 	position: 0,
+	stoodAt: new Date().toISOString(),
 });
 
 async function openFirstImage(directory: string, flags: number): Promise<FileHandle> {
@@ -194,10 +252,10 @@ async function openFirstImage(directory: string, flags: number): Promise<FileHan
 /** Are these two images of one disk? */
 async function checkIdentity(
 	directory: string,
-	{ uuid, size }: DiskDescription,
-	second: RawImage,
+	{ uuid, size, resizingTo }: DiskDescription,
+	second: SecondImage,
 ): Promise<SecondImageRecord> {
-	if (second.size !== size)
+	if (second.size !== size && second.size !== resizingTo)
 		throw new VmsweepError(
 			"DISK_IMAGE_CHANGED",
 			`${second.path} has ${second.size} bytes, but the disk has ${size} (${formatBytes(size)}). Restore the image's size.`,
@@ -215,13 +273,38 @@ async function checkIdentity(
 	return record;
 }
 
-function checkUnchanged(path: string, closed: ImageFingerprint, now: ImageFingerprint | undefined): void {
-	if (now === undefined || (closed.size === now.size && sameTime(BigInt(closed.changedNs), BigInt(now.changedNs))))
-		return;
+/** The checksums of the second image's blocks; a disk of an older version has none yet. */
+async function openSums(directory: string, { forget }: { readonly forget: boolean }): Promise<FileHandle> {
+	const path = secondSumsPath(directory);
+	try {
+		const file = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+		if (forget) await file.truncate(0);
+		return file;
+	} catch (error) {
+		throw ioError(error, `${path}: opening it failed`);
+	}
+}
+
+/** What somebody else did to the second image, or to one below it, since it was closed; undefined for nothing. */
+function changeOf(path: string, closed: ImageFingerprint, now: ImageFingerprint | undefined): VmsweepError | undefined {
+	if (now === undefined) return undefined;
+	if (!looksAlike(closed, now)) return changed(path, now, "the first image no longer fits it");
+	for (const [index, below] of (now.below ?? []).entries()) {
+		const before = closed.below?.[index];
+		if (before !== undefined && !looksAlike(before, below))
+			return changed(below.path, below, `${path}, which lies on it, no longer fits it`);
+	}
+	return undefined;
+}
+
+const looksAlike = (closed: FileMark, now: FileMark): boolean =>
+	closed.size === now.size && sameTime(BigInt(closed.changedNs), BigInt(now.changedNs));
+
+function changed(path: string, now: FileMark, consequence: string): VmsweepError {
 	const when = new Date(Number(BigInt(now.changedNs) / 1_000_000n)).toISOString();
-	throw new VmsweepError(
+	return new VmsweepError(
 		"DISK_IMAGE_CHANGED",
-		`${path} was changed at ${when} by something else than vmsweep, and the first image no longer fits it. Restore the image; or, if only its time changed, serve with --accept-changed-image.`,
+		`${path} was changed at ${when} by something else than vmsweep, and ${consequence}. Restore the image; or, if only its time changed, serve with --accept-changed-image.`,
 	);
 }
 

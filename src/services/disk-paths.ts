@@ -4,10 +4,20 @@ import { join } from "node:path";
 
 export const diskJsonPath = (directory: string): string => join(directory, "disk.json");
 export const firstImagePath = (directory: string): string => join(directory, "first.log");
-export const ownSecondImagePath = (directory: string): string => join(directory, OWN_SECOND_IMAGE);
+export const ownSecondImagePath = (directory: string, format: "raw" | "qcow2"): string =>
+	join(directory, ownSecondImage(format));
+/** Checksums of the second image's blocks. */
+export const secondSumsPath = (directory: string): string => join(directory, "second.sums");
+export const snapshotsPath = (directory: string): string => join(directory, "snapshots");
+/** Record of a snapshot. */
+export const snapshotRecordPath = (directory: string, name: string): string =>
+	join(snapshotsPath(directory), `${name}.json`);
+/** What a snapshot kept of the second image, in the format of a first image. */
+export const snapshotLogPath = (directory: string, name: string): string =>
+	join(snapshotsPath(directory), `${name}.log`);
 export const closedPath = (directory: string): string => join(directory, "closed.json");
 /** What disk.json says for a second image of the disk's own. */
-export const OWN_SECOND_IMAGE = "second.raw";
+export const ownSecondImage = (format: "raw" | "qcow2"): string => `second.${format}`;
 
 /** Where the record of a second image lies. */
 export const secondImageRecordPath = (directory: string, path: string, kind: "file" | "block-device"): string =>

@@ -3,6 +3,8 @@
 //   web01/disk.json      what the disk is; written once, when it is created
 //   web01/first.log      first image (binary; see the format document)
 //   web01/second.raw     second image, unless an existing image elsewhere was adopted
+//   web01/second.sums    checksums of the second image's blocks (binary; core/log/second-sums.ts)
+//   web01/snapshots/     a record and a log per snapshot
 //   web01/closed.json    there only while the disk is cleanly closed: how the second image looked then
 //   IMAGE.vmsweep        beside the second image: which disk it belongs to, and how far it stands by itself
 //
@@ -16,7 +18,7 @@ import { readRecord } from "../adapters/images/durable-json.ts";
 import { MAX_DISK_BYTES } from "../core/log/format.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE } from "../foundations/units.ts";
-import { closedPath, diskJsonPath } from "./disk-paths.ts";
+import { closedPath, diskJsonPath, snapshotRecordPath } from "./disk-paths.ts";
 
 /** Version of all records; another version is refused. */
 export const RECORD_FORMAT = 1;
@@ -27,7 +29,12 @@ export const DISK_BYTES_MIN = 1024 * 1024;
 
 const size = z.int().min(DISK_BYTES_MIN).max(DISK_BYTES_MAX).multipleOf(BLOCK_SIZE);
 const position = z.int().nonnegative();
-const fingerprint = z.strictObject({ size: z.int().nonnegative(), changedNs: z.string().regex(/^\d{1,20}$/) });
+const fileMark = { size: z.int().nonnegative(), changedNs: z.string().regex(/^\d{1,20}$/) };
+const fingerprint = z.strictObject({
+	...fileMark,
+	/** The images below it, nearest first. */
+	below: z.array(z.strictObject({ ...fileMark, path: z.string() })).optional(),
+});
 
 /** disk.json */
 const DiskDescription = z.strictObject({
@@ -35,10 +42,14 @@ const DiskDescription = z.strictObject({
 	uuid: z.uuid(),
 	size,
 	created: z.iso.datetime(),
+	/** Size that the disk is being given: whoever opens it goes on with that. */
+	resizingTo: size.optional(),
 	second: z.strictObject({
 		/** Relative to the disk's directory, or absolute. */
 		path: z.string().min(1),
 		kind: z.enum(["file", "block-device"]),
+		/** Said once and never probed again: a raw image's first bytes belong to the guest. Missing: raw. */
+		format: z.enum(["raw", "qcow2"]).optional(),
 		/** True where the image was there before the disk, so that it isn't ours to delete. */
 		adopted: z.boolean(),
 	}),
@@ -53,13 +64,33 @@ const SecondImageRecord = z.strictObject({
 	/** Directory of the disk, absolute, where it was last served. */
 	disk: z.string(),
 	/**
-	 * `whole`: the image equals the disk as it was at `position`, and any tool may read it.
+	 * `whole`: the image is the disk, and any tool may read it.
+	 * `stands`: it is the disk as it was at `position`; newer writes are in the first image.
 	 * `needs-first-image`: it is between two such states; alone it is worth nothing.
 	 */
-	state: z.enum(["whole", "needs-first-image"]),
+	state: z.enum(["whole", "stands", "needs-first-image"]),
+	/** While `needs-first-image`: the position at which it last stood by itself. */
 	position,
+	/** When it last did. Missing in records of older versions. */
+	stoodAt: z.iso.datetime().optional(),
 });
 export type SecondImageRecord = z.infer<typeof SecondImageRecord>;
+
+/** snapshots/NAME.json */
+const SnapshotRecord = z.strictObject({
+	format: z.literal(RECORD_FORMAT),
+	/** Its log's. */
+	uuid: z.uuid(),
+	created: z.iso.datetime(),
+	/** The disk's when it was taken. */
+	size,
+	position,
+	/** Entries of the first image at that instant. */
+	entry: z.int().nonnegative(),
+	/** `taking`: what it shows is still being moved to the second image. */
+	state: z.enum(["taking", "complete"]),
+});
+export type SnapshotRecord = z.infer<typeof SnapshotRecord>;
 
 /** closed.json */
 const ClosedRecord = z.strictObject({
@@ -92,6 +123,10 @@ export async function readDiskDescription(directory: string): Promise<DiskDescri
 /** Reads the record beside a second image; undefined where there is none. */
 export const readSecondImageRecord = (path: string): Promise<SecondImageRecord | undefined> =>
 	readValidated(path, SecondImageRecord);
+
+/** Reads a snapshot's record; undefined where there is none. */
+export const readSnapshotRecord = (directory: string, name: string): Promise<SnapshotRecord | undefined> =>
+	readValidated(snapshotRecordPath(directory, name), SnapshotRecord);
 
 /** Reads closed.json; undefined where the disk is open or wasn't closed cleanly. */
 export const readClosedRecord = (directory: string): Promise<ClosedRecord | undefined> =>

@@ -3,8 +3,10 @@
 // The report's JSON is the product's interface (one object, `{"size","format","volumes","extents"}`). A fragmented
 // disk has millions of extents, so they are walked while they are printed and never held.
 
+import { access } from "node:fs/promises";
 import type { DiskFormat } from "../adapters/images/disk-image.ts";
 import type { GuestMap } from "../foundations/guest-map.ts";
+import { diskJsonPath } from "./disk-paths.ts";
 import { readGuestMap } from "./guest-map.ts";
 import { openNamedImage } from "./named-image.ts";
 
@@ -22,6 +24,8 @@ export interface MappedImage extends AsyncDisposable {
  * Throws what {@link openNamedImage} throws.
  */
 export async function mapImage(path: string, options: { readonly vmOff: boolean }): Promise<MappedImage> {
+	const snapshot = await snapshotIn(path);
+	if (snapshot !== undefined) return await mapSnapshot(path, snapshot, options);
 	const image = await openNamedImage(path);
 	try {
 		const map = await readGuestMap(image, options);
@@ -36,6 +40,31 @@ export async function mapImage(path: string, options: { readonly vmOff: boolean 
 		await image.close();
 		throw error;
 	}
+}
+
+/** The disk and the snapshot that a name of the form DISK@NAME means; undefined where it means something else. */
+async function snapshotIn(path: string): Promise<{ readonly disk: string; readonly name: string } | undefined> {
+	const mark = path.lastIndexOf("@");
+	if (mark < 0 || path.includes("/", mark)) return undefined;
+	const disk = path.slice(0, mark);
+	const isDisk = await access(diskJsonPath(disk)).then(
+		() => true,
+		() => false,
+	);
+	return isDisk ? { disk, name: path.slice(mark + 1) } : undefined;
+}
+
+/** A snapshot of a disk: by its server where one has it, else by opening the disk. Throws FILE_NOT_FOUND and others. */
+async function mapSnapshot(
+	path: string,
+	{ disk, name }: { readonly disk: string; readonly name: string },
+	options: { readonly vmOff: boolean },
+): Promise<MappedImage> {
+	const { readSnapshot } = await import("./snapshot-reading.ts");
+	return await readSnapshot(disk, name, async (source) => {
+		const map = await readGuestMap(source, options);
+		return { path, format: "raw", map, warnings: map.warnings, [Symbol.asyncDispose]: async () => {} };
+	});
 }
 
 /** The report as JSON text, in pieces, for a stream: one object, a line per volume and per extent. */

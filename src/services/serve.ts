@@ -4,7 +4,7 @@
 //   client ─► listener (handshake) ─► the disk of its export name ─► that disk's data plane
 //   close:  listeners ─► control sockets ─► disks (drained, durable, closed cleanly)
 //
-// Each disk has a listener of its own on DISK/nbd.sock, or all share the one that the user named.
+// Each disk has a listener of its own on DISK/nbd.sock, or all share those that the user or a service manager named.
 //
 // A disk whose data plane died can't answer its clients, nor can their connections be taken from it: only the end of
 // the process closes them. So `broken` tells the caller to close everything else and to end.
@@ -18,17 +18,27 @@ import {
 	type NbdClient,
 	type NbdListener,
 } from "../adapters/nbd/listener.ts";
+import { loadTls, type ServerTls, type TlsFiles } from "../adapters/nbd/tls.ts";
 import { diskTransmissionFlags, type ExportDescription } from "../core/nbd/handshake.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount } from "../foundations/units.ts";
-import { type ControlServer, listenControl, SOCKET_PATH_BYTES_MAX } from "./control.ts";
+import type { ClientLimits } from "./client-setup.ts";
+import { type ControlledDisk, type ControlServer, listenControl, SOCKET_PATH_BYTES_MAX } from "./control.ts";
+import { type DiskCommandName, diskCommands, runCommand } from "./disk-commands.ts";
 import { ServedDisk } from "./served-disk.ts";
 
 export interface ServeOptions {
 	/** The disks' directories. */
 	readonly disks: readonly string[];
-	/** One address for all disks; DISK/nbd.sock of each where not given. */
-	readonly address?: ListenAddress;
+	/** Addresses, each for all disks or for the one that it names; DISK/nbd.sock of each disk where not given. */
+	readonly addresses?: readonly ServeAddress[];
+	/** Encrypts all connections, or those whose clients want it. */
+	readonly tls?: TlsFiles;
+	/** Clients that each disk may have at once; as many as there is room for where not given. */
+	readonly clientsMax?: number;
+	/** See `ClientSetup`. */
+	readonly requestTimeoutMs?: number;
+	readonly idleTimeoutMs?: number;
 	readonly clean: "continuous" | "off";
 	/** Clients can't write. Cleaning goes on. */
 	readonly readOnly?: boolean;
@@ -36,8 +46,16 @@ export interface ServeOptions {
 	readonly limitBytes?: number;
 	/** Serve although a second image was changed since its disk was closed. */
 	readonly acceptChangedImage?: boolean;
+	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
+	readonly quarantineMs?: number;
 	/** One line about a disk that an operator should know; `name` is the disk's, or null for all of them. */
 	readonly onEvent?: (line: string, name: string | null) => void;
+}
+
+/** Where clients reach all disks, or only the one called `disk`. */
+export interface ServeAddress {
+	readonly address: ListenAddress;
+	readonly disk?: string;
 }
 
 /** A disk that clients can attach. */
@@ -48,6 +66,8 @@ export interface ServedExport {
 	readonly size: ByteCount;
 	readonly readOnly: boolean;
 	readonly address: ListenAddress;
+	/** What clients that must encrypt need; null where they needn't. */
+	readonly tls: ServerTls["proof"] | null;
 	readonly uri: string;
 }
 
@@ -56,6 +76,7 @@ export const serveDisks = (options: ServeOptions): Promise<Server> => Server.sta
 
 export class Server implements AsyncDisposable {
 	readonly #options: ServeOptions;
+	readonly #tls: ServerTls | undefined;
 	readonly #disks: ServedDisk[] = [];
 	readonly #controls: ControlServer[] = [];
 	readonly #listeners: NbdListener[] = [];
@@ -63,18 +84,22 @@ export class Server implements AsyncDisposable {
 	readonly #broken = Promise.withResolvers<Error>();
 	#closed: Promise<void> | undefined;
 
-	private constructor(options: ServeOptions) {
+	private constructor(options: ServeOptions, tls: ServerTls | undefined) {
 		this.#options = options;
+		this.#tls = tls;
 	}
 
 	static async start(options: ServeOptions): Promise<Server> {
 		const addresses = addressesOf(options);
-		const server = new Server(options);
+		const tls = options.tls === undefined ? undefined : await loadTls(options.tls);
+		const server = new Server(options, tls);
 		try {
 			for (const path of options.disks) await server.#openDisk(path);
-			for (const [index, disk] of server.#disks.entries())
-				if (options.address === undefined) await server.#listen(addresses[index]!, [disk]);
-			if (options.address !== undefined) await server.#listen(options.address, server.#disks);
+			for (const { address, disk } of addresses) {
+				// A service manager names a socket after its unit, where nobody named it after a disk.
+				const named = server.#disks.filter(({ name, path }) => disk === name || disk === path);
+				await server.#listen(address, named.length > 0 ? named : server.#disks);
+			}
 			if (options.clean === "continuous") for (const disk of server.#disks) disk.startCleaning();
 			return server;
 		} catch (error) {
@@ -109,34 +134,44 @@ export class Server implements AsyncDisposable {
 		const controls = Promise.all(this.#controls.map((control) => control.close()));
 		const disks = await Promise.allSettled(this.#disks.map((disk) => disk.close()));
 		await controls;
+		await Promise.all(this.#listeners.map((listener) => listener.finished()));
 		const failure = disks.find((outcome) => outcome.status === "rejected");
 		if (failure !== undefined) throw failure.reason;
 	}
 
 	async #openDisk(path: string): Promise<void> {
-		const { limitBytes, acceptChangedImage = false, onEvent = () => {} } = this.#options;
+		const { limitBytes, acceptChangedImage = false, quarantineMs = 0, onEvent = () => {} } = this.#options;
 		const name = basename(resolve(path));
 		const disk = await ServedDisk.open(path, {
 			...(limitBytes === undefined ? {} : { limitBytes }),
 			acceptChangedImage,
+			quarantineMs,
 			onEvent: (line) => onEvent(line, name),
 			onBroken: (error) => this.#broken.resolve(error),
 		});
 		this.#disks.push(disk);
-		this.#controls.push(await listenControl(disk));
+		this.#controls.push(await listenControl(controlled(disk)));
 	}
 
 	async #listen(address: ListenAddress, disks: readonly ServedDisk[]): Promise<void> {
-		const { readOnly = false, onEvent = () => {} } = this.#options;
+		const { readOnly = false, requestTimeoutMs, idleTimeoutMs, clientsMax, onEvent = () => {} } = this.#options;
+		const limits: ClientLimits = {
+			readOnly,
+			...(requestTimeoutMs === undefined ? {} : { requestTimeoutMs }),
+			...(idleTimeoutMs === undefined ? {} : { idleTimeoutMs }),
+			...(clientsMax === undefined ? {} : { clientsMax }),
+		};
 		const byName = new Map(disks.map((disk) => [disk.name, disk]));
-		const exports = disks.map((disk) => describeExport(disk, readOnly));
 		const listener = await listenNbd({
 			address,
-			exports: () => exports,
-			onClient: (client) => attach(byName.get(client.exportName), client, readOnly),
+			...(this.#tls === undefined ? {} : { tls: this.#tls }),
+			// Anew for every client, so that it learns a disk's present size.
+			exports: async () => (await Promise.all(disks.map((disk) => describeExports(disk, limits)))).flat(),
+			onClient: (client) => attach(byName, client, limits),
 			onNotice: (line) => onEvent(line, disks.length === 1 ? disks[0]!.name : null),
 		});
 		this.#listeners.push(listener);
+		const tls = this.#tls?.policy === "required" ? this.#tls.proof : null;
 		for (const { name, path, size } of disks)
 			this.#exports.push({
 				name,
@@ -144,39 +179,77 @@ export class Server implements AsyncDisposable {
 				size,
 				readOnly,
 				address: listener.address,
-				uri: exportUri(listener.address, name),
+				tls,
+				uri: exportUri(listener.address, name, tls !== null),
 			});
 	}
 }
 
-const MAXIMUM_PAYLOAD = 32 * 1024 * 1024;
-
-const describeExport = ({ name, path, size }: ServedDisk, readOnly: boolean): ExportDescription => ({
-	name,
-	description: path,
-	size,
-	readOnly,
-	transmissionFlags: diskTransmissionFlags,
-	blockSize: { minimum: 1, preferred: BLOCK_SIZE, maximumPayload: MAXIMUM_PAYLOAD },
+/** A disk as its control socket sees it. */
+const controlled = (disk: ServedDisk): ControlledDisk => ({
+	path: disk.path,
+	status: () => disk.status(),
+	commands: Object.keys(diskCommands),
+	run: (name, input, onProgress) => runCommand(disk, name as DiskCommandName, input, onProgress),
 });
 
+const MAXIMUM_PAYLOAD = 32 * 1024 * 1024;
+
+/** Between a disk's name and a snapshot's. */
+const SNAPSHOT_MARK = "@";
+
+/** A disk and behind it its snapshots, oldest first. */
+async function describeExports(disk: ServedDisk, limits: ClientLimits): Promise<ExportDescription[]> {
+	const present = await describeExport(disk, limits);
+	const past = disk.snapshots().map(
+		({ name, created, size }): ExportDescription => ({
+			...present,
+			name: `${disk.name}${SNAPSHOT_MARK}${name}`,
+			description: `${disk.path} as it was at ${created}`,
+			size,
+			readOnly: true,
+			contexts: ["allocation"],
+		}),
+	);
+	return [present, ...past];
+}
+
+async function describeExport(disk: ServedDisk, { readOnly, clientsMax }: ClientLimits): Promise<ExportDescription> {
+	const { name, path, size } = disk;
+	const isFull = clientsMax !== undefined && (await disk.clientCount()) >= clientsMax;
+	return {
+		name,
+		description: path,
+		size,
+		readOnly,
+		transmissionFlags: diskTransmissionFlags,
+		blockSize: { minimum: 1, preferred: BLOCK_SIZE, maximumPayload: MAXIMUM_PAYLOAD },
+		contexts: ["allocation", "liveness", "since"],
+		...(isFull ? { refusal: `${name} has ${clientsMax} clients already` } : {}),
+	};
+}
+
 /** Hands a client to its disk. Where that fails the connection is closed, so that the client notices. */
-async function attach(disk: ServedDisk | undefined, client: NbdClient, readOnly: boolean): Promise<void> {
+async function attach(disks: ReadonlyMap<string, ServedDisk>, client: NbdClient, limits: ClientLimits): Promise<void> {
 	try {
-		if (disk === undefined) throw new VmsweepError("NBD_PROTOCOL", `no disk is called ${client.exportName}`);
-		await disk.attach(client, readOnly);
+		const { exportName } = client;
+		const mark = disks.has(exportName) ? -1 : exportName.lastIndexOf(SNAPSHOT_MARK);
+		const disk = disks.get(mark < 0 ? exportName : exportName.slice(0, mark));
+		if (disk === undefined) throw new VmsweepError("NBD_PROTOCOL", `no disk is called ${exportName}`);
+		if (mark < 0) await disk.attach(client, limits);
+		else await disk.attach(client, { ...limits, readOnly: true }, exportName.slice(mark + 1));
 	} catch (error) {
 		closeSync(client.fd);
 		throw error;
 	}
 }
 
-/** One address per disk, after everything that speaks against the names. Throws USAGE. */
-function addressesOf({ disks, address }: ServeOptions): ListenAddress[] {
+/** The addresses asked for, or one per disk, after everything that speaks against the names. Throws USAGE. */
+function addressesOf({ disks, addresses }: ServeOptions): ServeAddress[] {
 	const directories = disks.map((path) => resolve(path));
 	const twice = directories.find((path, index) => directories.indexOf(path) < index);
 	if (twice !== undefined) throw new VmsweepError("USAGE", `${twice} is named twice. Name each disk once.`);
-	if (address !== undefined) {
+	if (addresses !== undefined) {
 		const names = directories.map((path) => basename(path));
 		const name = names.find((each, index) => names.indexOf(each) < index);
 		if (name !== undefined)
@@ -184,13 +257,14 @@ function addressesOf({ disks, address }: ServeOptions): ListenAddress[] {
 				"USAGE",
 				`two disks are called ${name}, and clients on one address choose by name. Serve them on their own sockets.`,
 			);
-		if (address.kind === "unix") checkSocketPath(address.path, "Choose a shorter one");
-		return disks.map(() => address);
+		for (const { address } of addresses)
+			if (address.kind === "unix") checkSocketPath(address.path, "Choose a shorter one");
+		return [...addresses];
 	}
 	return directories.map((directory) => {
 		const path = join(directory, "nbd.sock");
 		checkSocketPath(path, "Choose another with --socket");
-		return { kind: "unix", path };
+		return { address: { kind: "unix", path }, disk: directory };
 	});
 }
 

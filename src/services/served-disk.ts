@@ -8,15 +8,25 @@
 
 import { basename } from "node:path";
 import type { NbdClient } from "../adapters/nbd/listener.ts";
+import type { Liveness } from "../adapters/plane/connection.ts";
 import { DataPlane } from "../adapters/plane/data-plane.ts";
 import type { PlaneStatus } from "../adapters/plane/messages.ts";
-import { BASE_ALLOCATION } from "../core/nbd/protocol.ts";
+import { joinRuns } from "../core/cleaner/runs.ts";
+import { ABSENT } from "../core/log/first-image.ts";
 import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
-import { type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
+import type { GuestMap } from "../foundations/guest-map.ts";
+import type { ByteSource } from "../foundations/source.ts";
+import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
+import { type CheckReport, checkReport, placesOf, type RottenPlace, repairable } from "./check.ts";
 import { Cleaner, type CleanerCounters, type VolumeStatus } from "./clean/cleaner.ts";
 import type { ReadView } from "./clean/volumes.ts";
-import { type DiskDirectory, openDiskDirectory } from "./disk-directory.ts";
-import { viewSource } from "./view-source.ts";
+import { type ClientLimits, clientSetup } from "./client-setup.ts";
+import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
+import { readGuestMap } from "./guest-map.ts";
+import { checkNewSize, checkTailUnused, notesAfterShrinking } from "./resize.ts";
+import { type ScrubOptions, type ScrubReport, scrub } from "./scrub.ts";
+import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
+import { snapshotSource, viewSource } from "./view-source.ts";
 
 /** Time between two rounds of cleaning that found nothing to do. */
 const ROUND_MS = 1_000;
@@ -26,12 +36,16 @@ const HOPELESS_ROUNDS = 3;
 const DURABLE_MS = 5_000;
 /** Rounds after which "clean now" gives up on a guest that never rests. */
 const CLEAN_ROUNDS_MAX = 64;
+/** Blocks brought back in one call: bounds memory. */
+const UNDONE_AT_ONCE = 1024;
 
 export interface ServedDiskOptions {
 	/** Most host bytes that the first image may fill; default: what it was created with. */
 	readonly limitBytes?: number;
 	/** Serve although the second image was changed since the last clean close. */
 	readonly acceptChangedImage?: boolean;
+	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
+	readonly quarantineMs?: number;
 	/** One line about something an operator should know. */
 	readonly onEvent?: (line: string) => void;
 	/** The disk can't be served any more; clients will see errors. */
@@ -56,10 +70,20 @@ export interface DiskStatus {
 		readonly position: number;
 		readonly durablePosition: number;
 	};
-	readonly second: { readonly path: string; readonly hostBytes: number; readonly copyMethod: string };
+	readonly second: {
+		readonly path: string;
+		readonly hostBytes: number;
+		readonly copyMethod: string;
+		/** How far it stands by itself; see `SecondImageRecord`. */
+		readonly state: SecondImageStand["state"];
+		readonly standsAt: number;
+		/** When it last stood by itself, ISO 8601; null where nobody noted it. */
+		readonly stoodAt: string | null;
+	};
 	readonly guest: PlaneStatus["counters"];
 	readonly cleaner: CleanerCounters;
 	readonly volumes: readonly VolumeStatus[];
+	readonly snapshots: readonly SnapshotStatus[];
 	/** Clients that wait for room in the first image. */
 	readonly stalled: number;
 }
@@ -80,7 +104,6 @@ export type CommitReport = CleanReport;
 export class ServedDisk implements AsyncDisposable {
 	readonly path: string;
 	readonly name: string;
-	readonly size: ByteCount;
 	readonly #directory: DiskDirectory;
 	readonly #plane: DataPlane;
 	readonly #cleaner: Cleaner;
@@ -101,44 +124,66 @@ export class ServedDisk implements AsyncDisposable {
 		plane: DataPlane,
 		opened: LogPosition,
 		onEvent: (line: string) => void,
+		quarantineMs: number,
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
 		this.#onEvent = onEvent;
 		this.path = directory.path;
 		this.name = basename(directory.path);
-		this.size = byteCount(directory.description.size);
-		const { firstFd, second } = directory;
+		const { firstFd, second, snapshots } = directory;
 		const readView: ReadView = (view) => viewSource(plane, view, firstFd, second, this.size);
-		this.#cleaner = new Cleaner({ plane, firstFd, second, readView }, opened);
+		this.#cleaner = new Cleaner(
+			{
+				plane,
+				firstFd,
+				second,
+				readView,
+				quarantineMs,
+				newestSnapshot: () => snapshots.newest,
+				beforeChange: () => directory.recordStand({ ...directory.stand, state: "needs-first-image" }),
+				onFolded: (position) => this.#recordStand("stands", position),
+				closing: this.#closing.signal,
+			},
+			opened,
+		);
 		this.#flushing = this.#keepDurable();
 	}
 
 	/** Opens a disk for its one server. Throws what opening its directory or recovering its log throws. */
 	static async open(path: string, options: ServedDiskOptions = {}): Promise<ServedDisk> {
-		const { acceptChangedImage = false, onEvent = () => {}, onBroken = () => {} } = options;
+		const { acceptChangedImage = false, quarantineMs = 0, onEvent = () => {}, onBroken = () => {} } = options;
 		const directory = await openDiskDirectory(path, { acceptChangedImage });
 		let disk: ServedDisk | undefined;
 		try {
-			const { position } = directory.stand;
-			await directory.recordStand({ state: "needs-first-image", position });
 			if (!directory.wasClean) onEvent(`${directory.path} was not closed cleanly: recovering its first image`);
+			const { stand } = directory;
+			if (stand.state === "whole") await directory.recordStand({ ...stand, state: "stands" });
 			const plane = await DataPlane.start({
 				logFd: directory.firstFd,
 				logName: directory.firstPath,
-				secondFd: directory.second.fd,
-				secondSize: directory.second.size,
+				second: directory.second.layout,
+				sumsFd: directory.sumsFd,
+				sumsName: directory.sumsPath,
+				snapshots: directory.snapshots.setups(),
+				viewsAtEntries: directory.snapshots.entries,
+				holdsAll: quarantineMs > 0,
 				uuid: directory.uuid,
 				...(options.limitBytes === undefined ? {} : { limitBytes: options.limitBytes }),
 				onEvent: (event) => {
 					if (event.kind === "stalled") disk?.hurry();
+					else if (event.kind === "rotten") onEvent(describeRot(directory.path, event.block));
 					else onBroken(new VmsweepError("LOG_POISONED", event.reason));
 				},
 				onDeath: onBroken,
 			});
+			directory.second.writeTablesBy((update) => plane.ask("writeSecondTables", update));
 			// As long as nobody cleans, waiting for room would be waiting for ever.
 			await plane.ask("refuseWhenFull", true);
-			disk = new ServedDisk(directory, plane, (await plane.ask("status")).position, onEvent);
+			disk = new ServedDisk(directory, plane, (await plane.ask("status")).position, onEvent, quarantineMs);
+			const { resizingTo } = directory.description;
+			if (resizingTo !== undefined) await disk.#finishResize(resizingTo);
+			disk.#resume();
 			return disk;
 		} catch (error) {
 			await directory[Symbol.asyncDispose]();
@@ -146,16 +191,25 @@ export class ServedDisk implements AsyncDisposable {
 		}
 	}
 
+	async clientCount(): Promise<number> {
+		return (await this.#plane.ask("status")).clients;
+	}
+
 	/** Hands a connected client to the data plane. */
-	async attach(client: NbdClient, readOnly: boolean): Promise<void> {
-		const context = client.metaContexts.find(({ name }) => name === BASE_ALLOCATION);
-		await this.#plane.ask("attach", {
-			fd: client.fd,
-			structuredReplies: client.structuredReplies,
-			allocationContext: context?.id ?? -1,
-			leftover: client.leftover,
-			readOnly,
-		});
+	async attach(client: NbdClient, limits: ClientLimits, snapshot?: string): Promise<void> {
+		const proven = (): Promise<Liveness> => this.#exclusive(() => this.#cleaner.proven());
+		const setup = await clientSetup(client, limits, proven);
+		await this.#plane.ask("attach", snapshot === undefined ? setup : { ...setup, snapshot });
+	}
+
+	/** In bytes; grows and shrinks with `resize`. */
+	get size(): ByteCount {
+		return byteCount(this.#directory.description.size);
+	}
+
+	/** Snapshots that clients can read, oldest first. */
+	snapshots(): ReadableSnapshot[] {
+		return this.#directory.snapshots.readable();
 	}
 
 	/** Begins the next round of cleaning now. */
@@ -186,12 +240,8 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** Folds the first image into the second completely; afterwards the second image is the whole disk. */
 	async commit(onProgress: (counters: CleanerCounters) => void = () => {}): Promise<CommitReport> {
+		await this.#refuseClients("commit");
 		const status = await this.#plane.ask("status");
-		if (status.clients > 0)
-			throw new VmsweepError(
-				"DISK_LOCKED",
-				`${this.path} has ${status.clients} clients. Shut the VM down, then commit.`,
-			);
 		return await this.#exclusive(async () => {
 			const before = await this.#sizes();
 			const counters = { ...this.#cleaner.counters };
@@ -206,14 +256,184 @@ export class ServedDisk implements AsyncDisposable {
 			const left = (await this.#plane.ask("segments")).reduce((slots, { liveSlots }) => slots + liveSlots, 0);
 			assert(left === 0, `${left} blocks are left in the first image after a commit`);
 			await this.#directory.second.flush();
-			await this.#directory.recordStand({ state: "whole", position: status.position });
+			await this.#recordStand("whole", status.position);
 			return await this.#report(before, counters);
 		});
 	}
 
+	/** Takes a snapshot of the disk as it is now. Throws what {@link DiskSnapshots.take} throws. */
+	async takeSnapshot(name: string): Promise<SnapshotStatus> {
+		const { snapshots } = this.#directory;
+		return await this.#exclusive(async () => {
+			const taken = await snapshots.take(name, this.size, this.#plane, this.#cleaner);
+			await this.#recordStand("stands", taken.position as LogPosition);
+			return taken;
+		});
+	}
+
+	/** Throws FILE_NOT_FOUND, DISK_LOCKED where clients read it, NO_SPACE or IO. */
+	async deleteSnapshot(name: string): Promise<void> {
+		await this.#exclusive(() => this.#directory.snapshots.delete(name, this.#plane));
+	}
+
+	/** A snapshot's bytes; nothing is moved while `work` reads them. */
+	async withSnapshot<T>(name: string, work: (source: ByteSource) => Promise<T>): Promise<T> {
+		const size = byteCount(this.#directory.snapshots.sizeOf(name));
+		return await this.#exclusive(() => work(snapshotSource(this.#plane, name, this.#directory.second, size)));
+	}
+
+	/**
+	 * Reads everything again and compares it with its checksums; with `repair`, makes good what can be. Throws INTERRUPTED,
+	 * DISK_STOPPED or IO.
+	 */
+	async check(options: ScrubOptions & { readonly repair?: boolean } = {}): Promise<CheckReport> {
+		const { second, snapshots } = this.#directory;
+		const found = await scrub(
+			{
+				plane: this.#plane,
+				second,
+				size: this.size,
+				snapshots: snapshots.readable(),
+				exclusive: (work) => this.#exclusive(work),
+			},
+			options,
+		);
+		return await this.#exclusive(async () => {
+			const places = found.rotten.length === 0 ? [] : placesOf(found.rotten, await this.#guestMap());
+			const repaired = options.repair === true ? await this.#repair(found, places) : nothingRepaired;
+			return checkReport(found, places, [], repaired);
+		});
+	}
+
+	/** Of the disk as it is now; undefined where what it would read is rotten, too. */
+	async #guestMap(): Promise<GuestMap | undefined> {
+		const view = await this.#plane.ask("takeView");
+		try {
+			const { firstFd, second } = this.#directory;
+			return await readGuestMap(viewSource(this.#plane, view, firstFd, second, this.size));
+		} catch (error) {
+			if (isVmsweepError(error, "IO")) return undefined;
+			throw error;
+		} finally {
+			await this.#plane.ask("releaseView", view.id);
+		}
+	}
+
+	async #repair(
+		{ rottenRecords }: ScrubReport,
+		places: readonly RottenPlace[],
+	): Promise<{ blocks: number; lines: string[]; records: boolean }> {
+		const lines: string[] = [];
+		const unused = joinRuns(repairable(places));
+		// A running guest may use them again at any moment; its file system's view of them is older than that.
+		const isQuiet = (await this.#plane.ask("status")).clients === 0;
+		let blocks = 0;
+		if (unused.length > 0 && isQuiet) {
+			blocks = await this.#cleaner.giveUp(unused);
+			lines.push(`gave up ${blocks} rotten blocks that the guest doesn't use; they read as zeros now`);
+		}
+		if (rottenRecords > 0) {
+			const view = await this.#plane.ask("takeView");
+			try {
+				await this.#plane.ask("flush");
+				await this.#cleaner.foldView(view);
+				lines.push(`moved what ${rottenRecords} rotten records of the first image describe to the second image`);
+			} finally {
+				await this.#plane.ask("releaseView", view.id);
+			}
+		}
+		return { blocks, lines, records: rottenRecords > 0 };
+	}
+
+	/** Brings back what was dropped and not written since; the VM must be off. Returns the bytes. Throws DISK_LOCKED, IO, NO_SPACE. */
+	async undo(onProgress: (done: number, total: number) => void = () => {}): Promise<number> {
+		await this.#refuseClients("undo");
+		return await this.#exclusive(async () => {
+			const runs = await this.#plane.ask("undoable");
+			let total = 0;
+			for (let i = 0; i < runs.length; i += 4) total += runs[i + 1]! * BLOCK_SIZE;
+			let done = 0;
+			for (let i = 0; i < runs.length; i += 4)
+				for (let from = 0; from < runs[i + 1]!; from += UNDONE_AT_ONCE) {
+					const count = Math.min(UNDONE_AT_ONCE, runs[i + 1]! - from);
+					const [block, , slot, at] = runs.subarray(i, i + 4);
+					const piece = [
+						block! + from,
+						count,
+						slot === ABSENT ? ABSENT : slot! + from,
+						at! < 0 ? -1 : at! + from * BLOCK_SIZE,
+					];
+					done += (await this.#plane.ask("restore", Float64Array.from(piece))) * BLOCK_SIZE;
+					onProgress(done, total);
+				}
+			await this.#plane.ask("flush");
+			return done;
+		});
+	}
+
+	/** Bytes that `undo` would bring back now. */
+	async undoableBytes(): Promise<number> {
+		const runs = await this.#plane.ask("undoable");
+		let bytes = 0;
+		for (let i = 0; i < runs.length; i += 4) bytes += runs[i + 1]! * BLOCK_SIZE;
+		return bytes;
+	}
+
+	/**
+	 * Gives the disk another size, in bytes; clients see it when they connect again. Shrinking needs a disk without clients and
+	 * snapshots, and a guest map that shows the tail unused. Returns notes for the operator.
+	 * Throws USAGE, DISK_LOCKED, IMAGE_UNSUPPORTED, NO_SPACE or IO; a resize that was begun is finished by the next start.
+	 */
+	async resize(size: number): Promise<string[]> {
+		checkNewSize(size);
+		const isShrinking = size < this.size;
+		if (isShrinking) await this.#refuseClients("shrink it");
+		return await this.#exclusive(async () => {
+			const notes: string[] = [];
+			if (isShrinking) notes.push(...(await this.#checkShrinking(size)));
+			if (size !== this.size) {
+				await this.#directory.describe({ ...this.#directory.description, resizingTo: size });
+				await this.#finishResize(size);
+			}
+			return notes;
+		});
+	}
+
+	async #checkShrinking(size: number): Promise<string[]> {
+		const { snapshots } = this.#directory;
+		if (snapshots.count > 0)
+			throw new VmsweepError(
+				"DISK_LOCKED",
+				`${this.path} has ${snapshots.count} snapshots of its present size. Delete them before it is shrunk.`,
+			);
+		const map = await this.#guestMap();
+		if (map === undefined)
+			throw new VmsweepError("IO", `${this.path}: the guest's file systems can't be read. Run vmsweep check.`);
+		checkTailUnused(map, size, this.path);
+		return notesAfterShrinking(map);
+	}
+
+	/** Whatever was done of it before a crash is done again. The image that has the guest's data beyond an end goes last. */
+	async #finishResize(size: number): Promise<void> {
+		const { second, description } = this.#directory;
+		if (size > second.size) await second.resize(byteCount(size));
+		await this.#plane.ask("resize", size);
+		if (size < second.size) await second.resize(byteCount(size));
+		await second.flush();
+		this.#cleaner.resized();
+		const { resizingTo: _, ...rest } = description;
+		await this.#directory.describe({ ...rest, size });
+	}
+
+	async #refuseClients(command: string): Promise<void> {
+		const { clients } = await this.#plane.ask("status");
+		if (clients > 0)
+			throw new VmsweepError("DISK_LOCKED", `${this.path} has ${clients} clients. Shut the VM down, then ${command}.`);
+	}
+
 	async status(): Promise<DiskStatus> {
 		const plane = await this.#plane.ask("status");
-		const { second, description } = this.#directory;
+		const { second, description, stand } = this.#directory;
 		const sizes = await this.#sizes();
 		return {
 			name: this.name,
@@ -230,10 +450,18 @@ export class ServedDisk implements AsyncDisposable {
 				position: plane.position,
 				durablePosition: plane.durablePosition,
 			},
-			second: { path: second.path, hostBytes: sizes.second, copyMethod: second.copyMethod },
+			second: {
+				path: second.path,
+				hostBytes: sizes.second,
+				copyMethod: second.copyMethod,
+				state: stand.state,
+				standsAt: stand.position,
+				stoodAt: stand.stoodAt,
+			},
 			guest: plane.counters,
 			cleaner: { ...this.#cleaner.counters },
 			volumes: this.#cleaner.volumes(),
+			snapshots: await this.#directory.snapshots.status(),
 			stalled: plane.stalled,
 		};
 	}
@@ -307,6 +535,23 @@ export class ServedDisk implements AsyncDisposable {
 		}
 	}
 
+	/** Goes on with snapshots that a crash interrupted, before anything else is moved. */
+	#resume(): void {
+		const { snapshots } = this.#directory;
+		if (snapshots.entries.length === 0) return;
+		void this.#exclusive(async () => {
+			for (const name of await snapshots.resume(this.#plane, this.#cleaner))
+				this.#onEvent(`${this.path}: snapshot ${name} could not be completed after a crash, and is gone`);
+		}).catch((error: unknown) => {
+			if (this.#closing.signal.aborted) return;
+			this.#onEvent(`${this.path}: completing a snapshot: ${error instanceof Error ? error.message : String(error)}`);
+		});
+	}
+
+	async #recordStand(state: "whole" | "stands", position: LogPosition): Promise<void> {
+		await this.#directory.recordStand({ state, position, stoodAt: new Date().toISOString() });
+	}
+
 	/** Runs `work` when no other round runs. */
 	async #exclusive<T>(work: () => Promise<T>): Promise<T> {
 		const before = this.#round;
@@ -360,3 +605,8 @@ export class ServedDisk implements AsyncDisposable {
 		};
 	}
 }
+
+const describeRot = (path: string, block: number): string =>
+	`${path}: the block at byte ${block * BLOCK_SIZE} doesn't match its checksum: the host's storage has damaged it. Whoever reads it gets an error. Find all such blocks with vmsweep check.`;
+
+const nothingRepaired = { blocks: 0, lines: [], records: false };

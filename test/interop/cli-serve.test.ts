@@ -85,7 +85,7 @@ test("a disk's life: serve, write, status, clean, stop, commit, plain image", as
 	assertFails(await run(vmsweep, ["map", `${disk}/second.raw`]), 3, /part of the vmsweep disk .* vmsweep commit/);
 
 	assert.match(await runOk(vmsweep, ["clean", disk]), /dropped .*, moved /);
-	assert.match(await runOk(vmsweep, ["commit", disk]), /second\.raw is a whole raw image now\.\n$/);
+	assert.match(await runOk(vmsweep, ["commit", disk]), /second\.raw is a whole image of the disk now\.\n$/);
 	assert.equal(await hashFile(`${disk}/second.raw`, { start: 0, end: bytes.length }), hashBytes(bytes));
 	assert.equal((await status<RestingDiskStatus>(disk)).second.state, "whole");
 	await runOk(vmsweep, ["map", `${disk}/second.raw`]);

@@ -14,13 +14,14 @@
 import { read as readCallback } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { VmsweepError } from "../../foundations/errors.ts";
-import { copyFileRangeAsync, hostError, ioctlAsync } from "../os/syscalls.ts";
+import { BatchWriter, type PlacedBytes } from "../os/batch-writes.ts";
+import { copyFileRangeAsync, hostError, ioctlAsync, type Pinned, pin } from "../os/syscalls.ts";
 import { callWithWords } from "./kernel-words.ts";
-import type { CopyRange } from "./second-image.ts";
+import type { CopyMethod, CopyRange } from "./second-image.ts";
 import { ioError, writeRun } from "./write-run.ts";
 
-/** The ways to copy a long range, best first. */
-export type CopyMethod = "reflink" | "copy_file_range" | "read-write";
+/** Fills all of `into` from byte `at` of an open file; `path` of the target is for messages. Throws IO. */
+export type ReadSource = (fd: number, into: Uint8Array, at: number, path: string) => Promise<void>;
 
 const LONG_RANGE_BYTES = 128 * 1024;
 /** Longest stretch of the source that is read at once, and longest single copy by the kernel. In bytes. */
@@ -34,11 +35,16 @@ export class RangeCopier {
 	#method: CopyMethod = "reflink";
 	readonly #target: FileHandle;
 	readonly #path: string;
+	readonly #readSource: ReadSource;
+	readonly #batch: BatchWriter | undefined;
 
 	/** `path` of the target, for messages. */
-	constructor(target: FileHandle, path: string) {
+	constructor(target: FileHandle, path: string, readSource?: ReadSource) {
 		this.#target = target;
 		this.#path = path;
+		this.#readSource = readSource ?? readFully;
+		// Who reads in a way of his own has no real file to write to, either.
+		this.#batch = readSource === undefined ? batchWriter() : undefined;
 	}
 
 	/** What long ranges are copied with from now on. */
@@ -99,8 +105,10 @@ export class RangeCopier {
 		// Ranges may overlap in the source (one block copied to two places), so the last one needn't end last.
 		const start = stretch.reduce((least, { from }) => Math.min(least, from), Number.POSITIVE_INFINITY);
 		const end = stretch.reduce((most, { from, length }) => Math.max(most, from + length), start);
-		const buffer = new Uint8Array(end - start);
-		await readFully(sourceFd, buffer, start, this.#path);
+		const memory = pin(end - start);
+		const buffer = memory.bytes;
+		await this.#readSource(sourceFd, buffer, start, this.#path);
+		if (this.#batch !== undefined) return await this.#writeBatch(this.#batch, memory, start, stretch);
 		const runs: Run[] = [];
 		for (const { from, to, length } of stretch.toSorted((a, b) => a.to - b.to)) {
 			const last = runs.at(-1);
@@ -111,6 +119,15 @@ export class RangeCopier {
 			} else runs.push({ at: to, end: to + length, pieces: [bytes] });
 		}
 		await this.#writeRuns(runs);
+	}
+
+	/** All at once through io_uring, neighbours in both files joined. */
+	async #writeBatch(batch: BatchWriter, memory: Pinned, start: number, stretch: readonly Piece[]): Promise<void> {
+		const pieces: PlacedBytes[] = [];
+		for (const { from, to, length } of stretch.toSorted((a, b) => a.to - b.to))
+			pieces.push({ at: to, address: memory.address + from - start, length });
+		const result = await batch.write(this.#target.fd, pieces, [memory]);
+		if (result < 0) throw hostError(result, `${this.#path}: writing failed`);
 	}
 
 	/** Several writes under way hide how long each takes to reach a thread and come back. */
@@ -124,6 +141,14 @@ export class RangeCopier {
 		const failed = results.find((result) => result.status === "rejected");
 		if (failed !== undefined) throw failed.reason;
 	}
+}
+
+let shared: BatchWriter | undefined | null = null;
+
+/** One ring for all images of the process; undefined where the host has no io_uring. */
+function batchWriter(): BatchWriter | undefined {
+	if (shared === null) shared = process.env.VMSWEEP_NO_IO_URING === undefined ? BatchWriter.open() : undefined;
+	return shared;
 }
 
 /** Pieces that follow each other in the target, from `at` to `end`. */

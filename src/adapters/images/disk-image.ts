@@ -8,6 +8,7 @@
 
 import type { VirtualDisk } from "../../core/images/virtual-disk.ts";
 import type { ByteCount, ByteOffset } from "../../foundations/units.ts";
+import type { SecondLayout } from "./second-layout.ts";
 
 /** Formats that are read, by the names that qemu-img uses (`vhd` is its `vpc`); `nbd` is a server's export. */
 export type DiskFormat = "raw" | "qcow2" | "vmdk" | "vhd" | "vhdx" | "vdi" | "nbd";
@@ -49,6 +50,8 @@ export interface DiskImage extends VirtualDisk, AsyncDisposable {
 	held(from: ByteOffset, to: ByteOffset): AsyncIterable<HeldRun>;
 	/** All files, the named one first. */
 	parts(): Promise<readonly ImagePart[]>;
+	/** How it lies in files, for whoever reads it without this object; null or missing where that can't be said. */
+	layout?(): SecondLayout | null;
 	/** Snapshots inside the image; none for most formats. */
 	readonly snapshots: readonly InternalSnapshot[];
 	/** What an operator should know: damaged parts, a dirty bit. */

@@ -12,10 +12,12 @@ import { type ByteCount, type ByteOffset, byteCount, isPowerOfTwo } from "../../
 import { AllocatedRuns } from "../os/allocated-runs.ts";
 import { type DataRun, dataRuns } from "../os/data-runs.ts";
 import type { ImageUse } from "../os/locks.ts";
+import { RangeCopier } from "./copy-ranges.ts";
+import { refuseDeleted } from "./deleted-file.ts";
 import { type LockedFile, openLocked } from "./open-file.ts";
-import { SpaceReturner } from "./punch.ts";
+import { Puncher, SpaceReturner } from "./punch.ts";
 import { readRun } from "./read-run.ts";
-import type { SecondImageKind } from "./second-image.ts";
+import type { FileMark, SecondImageKind } from "./second-image.ts";
 import { ioError, writeRun } from "./write-run.ts";
 
 /**
@@ -41,6 +43,7 @@ export class HostImageFile implements WritableImageFile, AsyncDisposable {
 	readonly #returner: SpaceReturner;
 	#size: number;
 	#allocated: AllocatedRuns | undefined;
+	#puncher: Puncher | undefined;
 	#flushFailed = false;
 
 	constructor(path: string, { file, kind, size, identity }: LockedFile, returner: SpaceReturner) {
@@ -77,6 +80,18 @@ export class HostImageFile implements WritableImageFile, AsyncDisposable {
 		await this.#returner.giveBack(at, length);
 	}
 
+	/** The range, which lies inside the file, reads as zeros afterwards, and takes no space where the host can do that. */
+	async zero(at: ByteOffset, length: ByteCount): Promise<void> {
+		this.#check(at, length);
+		this.#puncher ??= new Puncher(this.#file, this.path, this.kind);
+		await this.#puncher.punch(at, length);
+	}
+
+	/** Copies from other files into this one. What it writes behind the end is not seen in `size`. */
+	copier(): RangeCopier {
+		return new RangeCopier(this.#file, this.path);
+	}
+
 	/** Punches where nothing else would come of it: throws IMAGE_UNSUPPORTED, with nothing done, where the host can't. */
 	async giveBack(at: ByteOffset, length: ByteCount): Promise<void> {
 		await this.punch(at, length);
@@ -108,6 +123,28 @@ export class HostImageFile implements WritableImageFile, AsyncDisposable {
 			this.#flushFailed = true;
 			throw ioError(error, `${this.path}: making writes durable failed`);
 		});
+	}
+
+	/** As {@link flush}, and the file's size and times are durable, too; refuses where the file was deleted meanwhile. */
+	async flushAll(): Promise<void> {
+		this.#checkUsable();
+		await this.#file.sync().catch((error: unknown) => {
+			this.#flushFailed = true;
+			throw ioError(error, `${this.path}: making writes durable failed`);
+		});
+		await this.refuseDeleted();
+	}
+
+	/** Throws IO where no name leads to the file any more. */
+	async refuseDeleted(): Promise<void> {
+		if (this.kind === "file") await refuseDeleted(this.#file, this.path);
+	}
+
+	/** How it looks now; nothing for a device. */
+	async mark(): Promise<FileMark | undefined> {
+		if (this.kind === "block-device") return undefined;
+		const { size, mtimeNs } = await this.#file.stat({ bigint: true });
+		return { size: Number(size), changedNs: mtimeNs.toString() };
 	}
 
 	/** Host space in use. A block device's is its size: the host doesn't tell more. */

@@ -21,6 +21,7 @@ import { type HostImageFile, openHostImageFile } from "./host-image-file.ts";
 import { detectFormat, FORMAT_PROBE_BYTES, type ImageFormat } from "./image-format.ts";
 import { checkNoLoopDevice } from "./loop-devices.ts";
 import type { FormatOpener, Opening } from "./opening.ts";
+import type { Qcow2SecondImage } from "./qcow2-second.ts";
 import { RawDiskImage } from "./raw-disk-image.ts";
 
 /**
@@ -90,6 +91,23 @@ export async function openSweepableImage(path: string, options: SweepableOptions
 			"IMAGE_UNSUPPORTED",
 			`${path} is a ${format} image; only raw and qcow2 images are swept in place. Convert it: vmsweep convert ${path} NEW.qcow2.`,
 		);
+	} catch (error) {
+		await file.close();
+		throw error;
+	}
+}
+
+/**
+ * Opens a qcow2 image as a disk's second image, with a writer's locks, and a reader's for all images below. The whole
+ * image is verified; nothing is changed yet. The format is the caller's word: nothing is probed.
+ * Throws what {@link openDiskImage} throws.
+ */
+export async function openSecondQcow2(path: string): Promise<Qcow2SecondImage> {
+	const file = await openHostImageFile(path, "write");
+	try {
+		await checkNoLoopDevice(path);
+		const chain = { format: null, above: [], mayNameFiles: true, mayWrite: [] };
+		return await (await import("./qcow2-second.ts")).openQcow2Second(file, openingOf(file, chain, "read"));
 	} catch (error) {
 		await file.close();
 		throw error;

@@ -1,4 +1,4 @@
-// A new qcow2 image on the host, for a conversion to be written into.
+// A new qcow2 image on the host, for a conversion to be written into, or as a disk's own second image.
 
 import { open, unlink } from "node:fs/promises";
 import { Qcow2Writer, type Qcow2WriterOptions } from "../../core/images/qcow2/writer.ts";
@@ -6,7 +6,9 @@ import { byteCount } from "../../foundations/units.ts";
 import { lockImage } from "../os/locks.ts";
 import { HostImageFile } from "./host-image-file.ts";
 import { openError } from "./open-file.ts";
+import { openSecondQcow2 } from "./open-image.ts";
 import { SpaceReturner } from "./punch.ts";
+import type { Qcow2SecondImage } from "./qcow2-second.ts";
 
 /** An image that is being written. Closing it before `writer.finish` leaves a file that is no image. */
 export interface NewQcow2 {
@@ -31,6 +33,28 @@ export async function createQcow2(path: string, options: Omit<Qcow2WriterOptions
 		return { writer: new Qcow2Writer(file, { ...options, path }), file };
 	} catch (error) {
 		await handle.close();
+		await unlink(path).catch(() => {});
+		throw error;
+	}
+}
+
+/**
+ * Makes a new image that takes no space, and opens it as a second image. An image below is not looked at before it is
+ * opened. Throws what {@link createQcow2} and opening it throw; nothing is left behind then.
+ */
+export async function createSecondQcow2(
+	path: string,
+	options: Pick<Qcow2WriterOptions, "size" | "backing">,
+): Promise<Qcow2SecondImage> {
+	const { file, writer } = await createQcow2(path, options);
+	try {
+		try {
+			await writer.finish();
+		} finally {
+			await file.close();
+		}
+		return await openSecondQcow2(path);
+	} catch (error) {
 		await unlink(path).catch(() => {});
 		throw error;
 	}

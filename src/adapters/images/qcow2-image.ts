@@ -9,6 +9,7 @@ import { type ByteCount, type ByteOffset, byteCount, byteOffset } from "../../fo
 import type { DiskImage, HeldRun, ImagePart, InternalSnapshot } from "./disk-image.ts";
 import type { HostImageFile } from "./host-image-file.ts";
 import type { Opening } from "./opening.ts";
+import type { SecondLayout } from "./second-layout.ts";
 import { unpack } from "./unpack.ts";
 
 /** Opens a qcow2 image for reading. Takes `file` over where it succeeds. Throws IMAGE_DAMAGED, IMAGE_UNSUPPORTED, IO. */
@@ -100,6 +101,13 @@ export class Qcow2Image implements DiskImage {
 	/** How this image itself stores `[from, to)`. */
 	protected stored(from: number, to: number): AsyncIterable<StoredRun> {
 		return this.#disk.stored(from, to);
+	}
+
+	layout(): SecondLayout | null {
+		const { file, dataFile, backing, header } = this.files;
+		const below = backing?.layout?.() ?? null;
+		if (dataFile !== null || (backing !== null && below === null)) return null;
+		return { kind: "qcow2", fd: file.fd, path: this.path, header, below };
 	}
 
 	async allocatedBytes(): Promise<ByteCount> {

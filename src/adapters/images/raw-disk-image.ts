@@ -8,6 +8,7 @@ import { UnderWay } from "../../foundations/under-way.ts";
 import { type ByteCount, type ByteOffset, byteCount, byteOffset, roundDown, roundUp } from "../../foundations/units.ts";
 import type { HeldRun, ImagePart, SweepableImage } from "./disk-image.ts";
 import type { HostImageFile } from "./host-image-file.ts";
+import type { SecondLayout } from "./second-layout.ts";
 
 /** Longest punch in one call, in bytes: bounds how long an interruption waits. */
 const PUNCH_BYTES_MAX = 256 * 1024 * 1024;
@@ -86,6 +87,10 @@ export class RawDiskImage implements SweepableImage {
 	async flush(): Promise<void> {
 		await this.#punches.settled();
 		await this.#file.flush();
+	}
+
+	layout(): SecondLayout {
+		return { kind: "flat", fd: this.#file.fd, size: this.size };
 	}
 
 	async allocatedBytes(): Promise<ByteCount> {

@@ -5,18 +5,31 @@
 //    where it is to be written, so that a mounted one is refused
 //  - a punched range reads as zeros on every kind of host (punch.ts)
 //  - after a failed flush nothing is believed any more: the kernel reports a lost write once and then forgets it
+//  - nor once the file was deleted: what is flushed into it dies with the process, so no flush succeeds
 
 import { type FileHandle, open, unlink } from "node:fs/promises";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { checkRange } from "../../foundations/source.ts";
 import { type ByteCount, type ByteOffset, byteCount, byteOffset, formatBytes } from "../../foundations/units.ts";
+import { AllocatedRuns } from "../os/allocated-runs.ts";
 import { type ImageUse, lockImage } from "../os/locks.ts";
 import { hostError, lseek } from "../os/syscalls.ts";
-import { type CopyMethod, RangeCopier } from "./copy-ranges.ts";
+import { RangeCopier, type ReadSource } from "./copy-ranges.ts";
+import { refuseDeleted } from "./deleted-file.ts";
 import { openError, openLocked } from "./open-file.ts";
 import { Puncher } from "./punch.ts";
 import { readRun } from "./read-run.ts";
-import type { AllocatedRange, CopyRange, SecondImage, SecondImageKind, WritePiece } from "./second-image.ts";
+import type {
+	AllocatedRange,
+	CopyMethod,
+	CopyRange,
+	HeldParts,
+	ImageFingerprint,
+	SecondImage,
+	SecondImageKind,
+	WritePiece,
+} from "./second-image.ts";
+import type { SecondLayout } from "./second-layout.ts";
 import { ioError, writeRun } from "./write-run.ts";
 
 /**
@@ -53,28 +66,42 @@ export async function createRawImage(path: string, size: ByteCount): Promise<Raw
 
 /** An open raw image. Made by {@link openRawImage} and {@link createRawImage}. */
 export class RawImage implements SecondImage {
-	readonly size: ByteCount;
 	readonly path: string;
 	readonly kind: SecondImageKind;
+	readonly format = "raw";
+	readonly held: HeldParts;
+	#size: ByteCount;
 	readonly #file: FileHandle;
 	readonly #copier: RangeCopier;
 	readonly #puncher: Puncher;
 	#flushFailed = false;
 
-	constructor(file: FileHandle, path: string, kind: SecondImageKind, size: ByteCount) {
+	/** @param readSource how `copyFrom` reads; by default from the host's open files */
+	constructor(file: FileHandle, path: string, kind: SecondImageKind, size: ByteCount, readSource?: ReadSource) {
 		this.#file = file;
 		this.path = path;
 		this.kind = kind;
-		this.size = size;
-		this.#copier = new RangeCopier(file, path);
+		this.#size = size;
+		this.held = new AllocatedRuns(file.fd);
+		this.#copier = new RangeCopier(file, path, readSource);
 		this.#puncher = new Puncher(file, path, kind);
+	}
+
+	get size(): ByteCount {
+		return this.#size;
 	}
 
 	get fd(): number {
 		return this.#file.fd;
 	}
 
-	/** How long ranges are copied from the first image on this host, for status reports. */
+	get layout(): SecondLayout {
+		return { kind: "flat", fd: this.fd, size: this.size };
+	}
+
+	/** It has no tables. */
+	writeTablesBy(): void {}
+
 	get copyMethod(): CopyMethod {
 		return this.#copier.method;
 	}
@@ -119,15 +146,34 @@ export class RawImage implements SecondImage {
 			this.#flushFailed = true;
 			throw ioError(error, `${this.path}: making writes durable failed`);
 		});
+		if (this.kind === "file") await refuseDeleted(this.#file, this.path);
 	}
 
-	/** As {@link flush}, and the file's size and times are durable, too: what a clean close compares later. */
 	async flushAll(): Promise<void> {
 		this.#check(0, 0);
 		await this.#file.sync().catch((error: unknown) => {
 			this.#flushFailed = true;
 			throw ioError(error, `${this.path}: making writes durable failed`);
 		});
+		if (this.kind === "file") await refuseDeleted(this.#file, this.path);
+	}
+
+	async resize(size: ByteCount): Promise<void> {
+		this.#check(0, 0);
+		if (this.kind === "block-device") {
+			const there = lseek(this.fd, 0, SEEK_END);
+			if (there < size)
+				throw new VmsweepError(
+					"IMAGE_UNSUPPORTED",
+					`${this.path} is a block device of ${there} bytes; ${size} are wanted. Make the device larger first.`,
+				);
+		} else {
+			await this.#file.truncate(size).catch((error: unknown) => {
+				throw ioError(error, `${this.path}: setting its size to ${formatBytes(size)} failed`);
+			});
+		}
+		this.#size = size;
+		await this.flushAll();
 	}
 
 	async allocatedBytes(): Promise<ByteCount> {
@@ -159,7 +205,6 @@ export class RawImage implements SecondImage {
 		}
 	}
 
-	/** Size and time of the last change; they tell whether somebody else changed the image. Nothing for devices. */
 	async fingerprint(): Promise<ImageFingerprint | undefined> {
 		if (this.kind === "block-device") return undefined;
 		const { size, mtimeNs } = await this.#file.stat({ bigint: true });
@@ -184,14 +229,7 @@ export class RawImage implements SecondImage {
 	}
 }
 
-/** What a file looked like at one moment. */
-export interface ImageFingerprint {
-	/** In bytes. */
-	readonly size: number;
-	/** Time of the last change, nanoseconds since 1970, decimal. */
-	readonly changedNs: string;
-}
-
+const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ENXIO = 6;

@@ -86,6 +86,10 @@ export class OsHostFile implements HostFile {
 		}
 	}
 
+	willNeed(at: ByteOffset, length: number): void {
+		sys.fadvise(this.fd, at, length, sys.POSIX_FADV_WILLNEED);
+	}
+
 	datasync(): void {
 		this.#check(sys.fdatasync(this.fd), "flushing");
 	}

@@ -49,6 +49,19 @@ const rawPreadv2 = libc.func(
 	"int64_t preadv2(int fd, uintptr_t list, int count, int64_t at, int flags)",
 ) as unknown as Call;
 
+const rawSyscall = libc.func(
+	"long syscall(long number, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, uintptr_t e, uintptr_t f)",
+) as unknown as Call;
+const rawMmap = libc.func(
+	"void *mmap(uintptr_t at, size_t length, int protection, int flags, int fd, int64_t offset)",
+) as unknown as (...args: number[]) => unknown;
+const rawMunmap = libc.func("int munmap(uintptr_t at, size_t length)") as unknown as Call;
+const PROT_READ = 1;
+const PROT_WRITE = 2;
+const MAP_SHARED = 0x01;
+const MAP_POPULATE = 0x8000;
+const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
+
 const checked = (result: number): number => (result === -1 ? -koffi.errno() : result);
 
 export const poll = (fds: number, count: number, timeoutMs: number): number => checked(rawPoll(fds, count, timeoutMs));
@@ -78,6 +91,54 @@ export const ioctl = call("int ioctl(int fd, ulong request, uintptr_t argument)"
 const setsockopt = call("int setsockopt(int fd, int level, int name, uintptr_t value, uint length)");
 export const lseek = call("int64_t lseek(int fd, int64_t at, int whence)");
 
+export const socket = call("int socket(int domain, int type, int protocol)");
+export const bind = call("int bind(int fd, uintptr_t address, uint length)");
+export const listen = call("int listen(int fd, int backlog)");
+const getsockname = call("int getsockname(int fd, uintptr_t address, uintptr_t length)");
+const getpeername = call("int getpeername(int fd, uintptr_t address, uintptr_t length)");
+
+/** Size of a struct sockaddr_vm. */
+export const VSOCK_ADDRESS_BYTES = 16;
+
+/** Fills a struct sockaddr_vm. */
+export function putVsockAddress(into: Uint8Array, cid: number, port: number): void {
+	const view = new DataView(into.buffer, into.byteOffset, into.length);
+	view.setUint16(0, AF_VSOCK, true);
+	view.setUint32(4, port, true);
+	view.setUint32(8, cid, true);
+}
+
+/** Where a socket's own or other end is, for the kinds that Node knows nothing of. */
+export type SocketAddress =
+	| { readonly kind: "vsock"; readonly cid: number; readonly port: number }
+	| { readonly kind: "unix" /** Empty for none. */; readonly path: string };
+
+/** Undefined for other sockets, and for what is none. */
+export function socketAddress(fd: number, end: "own" | "peer"): SocketAddress | undefined {
+	const address = pin(128);
+	const length = pin(4);
+	const lengthView = new DataView(length.bytes.buffer, length.bytes.byteOffset);
+	lengthView.setUint32(0, address.bytes.length, true);
+	if ((end === "own" ? getsockname : getpeername)(fd, address.address, length.address) < 0) return undefined;
+	const view = new DataView(address.bytes.buffer, address.bytes.byteOffset);
+	const family = view.getUint16(0, true);
+	if (family === AF_VSOCK) return { kind: "vsock", cid: view.getUint32(8, true), port: view.getUint32(4, true) };
+	if (family !== AF_UNIX) return undefined;
+	const path = address.bytes.subarray(2, lengthView.getUint32(0, true));
+	const stop = path.indexOf(0);
+	return { kind: "unix", path: new TextDecoder().decode(stop < 0 ? path : path.subarray(0, stop)) };
+}
+
+const rawSocketpair = call("int socketpair(int domain, int type, int protocol, uintptr_t pair)");
+/** Two connected stream sockets, non-blocking and closed on exec; a negated errno where there are none. */
+export function socketPair(): readonly [number, number] | number {
+	const pair = pin(8);
+	const result = rawSocketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair.address);
+	if (result < 0) return result;
+	const view = new DataView(pair.bytes.buffer, pair.bytes.byteOffset);
+	return [view.getInt32(0, true), view.getInt32(4, true)];
+}
+
 /** Reads all of `length` bytes: returns `length`, or a negated errno. The end of the file is EIO: what must be there is not. */
 export function preadAll(fd: number, into: number, length: number, at: number): number {
 	for (let done = 0; done < length; ) {
@@ -99,6 +160,9 @@ export const fallocateAsync = callAsync("int fallocate(int fd, int mode, int64_t
 /** Returns an error's number where it fails, not its negative. */
 export const fadviseAsync = callAsync("int posix_fadvise(int fd, int64_t at, int64_t length, int advice)");
 export const POSIX_FADV_DONTNEED = 4;
+const syscallAsync = callAsync(
+	"long syscall(long number, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, uintptr_t e, uintptr_t f)",
+);
 export const ioctlAsync = callAsync("int ioctl(int fd, ulong request, uintptr_t argument)");
 
 export const MSG_DONTWAIT = 0x40;
@@ -112,6 +176,11 @@ export const EFD_NONBLOCK = 0o4000;
 export const EFD_CLOEXEC = 0o2000000;
 export const FALLOC_FL_KEEP_SIZE = 0x1;
 export const FALLOC_FL_PUNCH_HOLE = 0x2;
+const AF_UNIX = 1;
+export const AF_VSOCK = 40;
+export const SOCK_STREAM = 1;
+export const SOCK_NONBLOCK = 0o4000;
+export const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
 const SO_SNDBUFFORCE = 32;
@@ -131,6 +200,39 @@ export interface Pinned {
 	/** Address of the first byte; valid as long as `bytes` is referenced. */
 	readonly address: number;
 }
+
+/** Kernel memory that this process sees at an address. */
+export interface Mapping {
+	readonly buffer: ArrayBuffer;
+	readonly address: bigint;
+}
+
+/** Maps a ring of io_uring. Throws IO. */
+export function mapRing(fd: number, offset: number, length: number): Mapping {
+	const pointer = rawMmap(0, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, offset);
+	const address = BigInt(koffi.address(pointer));
+	if (address === MAP_FAILED) throw hostError(-koffi.errno(), "mapping an io_uring");
+	return { buffer: koffi.view(pointer, length), address };
+}
+
+/** Takes a mapping away; its buffer must not be used afterwards. */
+export function unmap({ address, buffer }: Mapping): void {
+	rawMunmap(Number(address), buffer.byteLength);
+}
+
+const NR_IO_URING_SETUP = 425;
+const NR_IO_URING_ENTER = 426;
+const NR_IO_URING_REGISTER = 427;
+
+/** io_uring_setup(2): a descriptor or a negated errno; fills the parameters at `params`. The numbers are the same on all architectures. */
+export const ioUringSetup = (entries: number, params: number): number =>
+	checked(rawSyscall(NR_IO_URING_SETUP, entries, params, 0, 0, 0, 0));
+export const ioUringEnter = (fd: number, submit: number, minimum: number, flags: number): number =>
+	checked(rawSyscall(NR_IO_URING_ENTER, fd, submit, minimum, flags, 0, 0));
+export const ioUringEnterAsync = (fd: number, submit: number, minimum: number, flags: number): Promise<number> =>
+	syscallAsync(NR_IO_URING_ENTER, fd, submit, minimum, flags, 0, 0);
+export const ioUringRegister = (fd: number, what: number, argument: number, count: number): number =>
+	checked(rawSyscall(NR_IO_URING_REGISTER, fd, what, argument, count, 0, 0));
 
 /** Allocates `length` zeroed bytes outside of the JavaScript heap, where the collector never moves them. */
 export function pin(length: number): Pinned {

@@ -5,10 +5,21 @@ import { assert, VmsweepError } from "../../foundations/errors.ts";
 import * as sys from "../os/syscalls.ts";
 import type { HelperSetup } from "./helpers.ts";
 import { helperMemory, stopHelpers } from "./helpers.ts";
-import type { PlaneCall, PlaneCalls, PlaneEvent, PlaneReply, PlaneRequest, WorkerSetup } from "./messages.ts";
+import { UringJobs } from "./jobs.ts";
+import type {
+	PlaneCall,
+	PlaneCalls,
+	PlaneEvent,
+	PlanePort,
+	PlaneReply,
+	PlaneRequest,
+	WorkerSetup,
+} from "./messages.ts";
 
-/** Threads for flushes and reads that miss the page cache: one flush, and some reads beside it. */
+/** Threads for flushes and reads that miss the page cache, where the host has no io_uring: a flush, some reads beside it. */
 const HELPER_COUNT = 4;
+/** Set to anything, helper threads are used although the host has io_uring. */
+const NO_IO_URING = "VMSWEEP_NO_IO_URING";
 
 /** What a disk's threads need; the descriptors stay open until `stopped` resolves. */
 export interface DataPlaneSetup extends Omit<WorkerSetup, "helperMemory" | "bell"> {
@@ -22,10 +33,11 @@ interface Waiting {
 	readonly reject: (error: Error) => void;
 }
 
-export class DataPlane implements AsyncDisposable {
+export class DataPlane implements PlanePort, AsyncDisposable {
 	readonly #worker: Worker;
 	readonly #helpers: readonly Worker[];
-	readonly #helperMemory: SharedArrayBuffer;
+	/** Null where io_uring does what helper threads would. */
+	readonly #helperMemory: SharedArrayBuffer | null;
 	readonly #bell: number;
 	readonly #ring = sys.pin(8);
 	readonly #waiting = new Map<number, Waiting>();
@@ -40,11 +52,10 @@ export class DataPlane implements AsyncDisposable {
 		this.#bell = sys.eventfd(0, sys.EFD_NONBLOCK | sys.EFD_CLOEXEC);
 		if (this.#bell < 0) throw sys.hostError(this.#bell, "making an eventfd");
 		this.#ring.bytes[0] = 1;
-		this.#helperMemory = helperMemory();
-		const helper: HelperSetup = { memory: this.#helperMemory, bell: this.#bell };
+		this.#helperMemory = canUseRing(this.#bell) ? null : helperMemory();
 		const { onEvent: _, onDeath, ...rest } = setup;
 		const worker: WorkerSetup = { ...rest, helperMemory: this.#helperMemory, bell: this.#bell };
-		this.#helpers = Array.from({ length: HELPER_COUNT }, () => startWorker("helper-worker", helper));
+		this.#helpers = this.#helperMemory === null ? [] : startHelpers({ memory: this.#helperMemory, bell: this.#bell });
 		this.#worker = startWorker("plane-worker", worker);
 		this.#worker.on("message", (reply: PlaneReply) => this.#hear(reply));
 		this.#worker.on("error", (error) => {
@@ -128,7 +139,7 @@ export class DataPlane implements AsyncDisposable {
 
 	async #joinThreads(): Promise<void> {
 		await this.#exited;
-		stopHelpers(this.#helperMemory);
+		if (this.#helperMemory !== null) stopHelpers(this.#helperMemory);
 		await Promise.all(
 			this.#helpers.map(
 				(helper) =>
@@ -141,6 +152,15 @@ export class DataPlane implements AsyncDisposable {
 		sys.close(this.#bell);
 	}
 }
+
+function canUseRing(bell: number): boolean {
+	const jobs = process.env[NO_IO_URING] === undefined ? UringJobs.open(bell) : undefined;
+	jobs?.close();
+	return jobs !== undefined;
+}
+
+const startHelpers = (helper: HelperSetup): Worker[] =>
+	Array.from({ length: HELPER_COUNT }, () => startWorker("helper-worker", helper));
 
 /** Starts a thread whose entry lies beside this file, as TypeScript in a checkout and as JavaScript when built. */
 function startWorker(entry: string, workerData: unknown): Worker {

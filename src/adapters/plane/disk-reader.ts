@@ -1,18 +1,36 @@
 // Disk reader: where each part of a read comes from, and how it is fetched without stopping the thread.
 //
-//   disk bytes ─ index ─► runs: first image | second image | zeros
+//   disk bytes ─ index ─► the first image ─ absent ─► what snapshots kept … ─ absent ─► the second image
+//                              └──► runs: a piece of a file | zeros | packed
 //
 // `readCached` answers from the page cache (RWF_NOWAIT) and says no where a device would have to be waited
 // for; the caller then hands the runs to helper threads. `readBlocking` waits, for the rare partial block write.
+//
+// Whatever was read is compared with its checksum (`verify`) before anybody sees it: rotten bytes are an error, never
+// data. Checksums are of whole blocks, so all ranges here start and end at one.
 
-import type { FirstImage } from "../../core/log/first-image.ts";
+import { crc32 } from "@node-rs/crc32";
+import type { FirstImage, RunVisitor } from "../../core/log/first-image.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
-import { BLOCK_SIZE, type ByteCount } from "../../foundations/units.ts";
+import { BLOCK_SIZE } from "../../foundations/units.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
+import { PACKED_RUN, type PushRun, type SecondReader, type Unpack, ZERO_RUN } from "./second-reader.ts";
 
-/** No file: the run reads as zeros. */
-export const ZERO_RUN = -1;
+export { ZERO_RUN };
+
+/** A log and the descriptor of its file. */
+export interface LogFile {
+	readonly log: FirstImage;
+	readonly fd: number;
+}
+
+/** Checksums of the second image's blocks; 0 where nothing is known. */
+export interface BlockSums {
+	get(block: number): number;
+	/** The checksums of a run will be asked for soon. */
+	willNeed(block: number, count: number): void;
+}
 
 /** The runs of one read, as parallel arrays: valid until the next `plan`. */
 export class DiskReader {
@@ -21,57 +39,114 @@ export class DiskReader {
 	readonly length: number[] = [];
 	/** Log position of a run in the first image, which no other content ever has; -1 for other runs. */
 	readonly position: number[] = [];
+	/** Fetches a packed run; undefined for all others. */
+	readonly unpack: (Unpack | undefined)[] = [];
+	/** What the second image's `generation` was when the runs were planned. */
+	generation = 0;
 	count = 0;
 
-	readonly #log: FirstImage;
-	readonly #logFd: number;
-	readonly #secondFd: number;
-	readonly #secondSize: number;
+	readonly #logs: () => readonly LogFile[];
+	readonly #second: SecondReader;
+	readonly #sums: BlockSums;
 	readonly #iovec: Pinned = sys.pin(16);
 	readonly #iovecView: DataView;
 	/** False once the host's file system turned out not to know RWF_NOWAIT. */
 	#noWaitWorks = true;
 
-	constructor(log: FirstImage, logFd: number, secondFd: number, secondSize: ByteCount) {
-		this.#log = log;
-		this.#logFd = logFd;
-		this.#secondFd = secondFd;
-		this.#secondSize = secondSize;
+	/** Blocks with a checksum to be compared: parallel arrays, the slot being -1 for blocks of the second image. */
+	readonly #checkLog: (FirstImage | undefined)[] = [];
+	readonly #checkBlock: number[] = [];
+	readonly #checkCount: number[] = [];
+	readonly #checkSlot: number[] = [];
+	#checks = 0;
+	#firstBlock = 0;
+	#logsNow: readonly LogFile[] = [];
+	readonly #visitors: RunVisitor[] = [];
+
+	/** @param logs asked for every plan: where a block is looked for before the second image, in this order */
+	constructor(logs: () => readonly LogFile[], second: SecondReader, sums: BlockSums) {
+		this.#logs = logs;
+		this.#second = second;
+		this.#sums = sums;
 		this.#iovecView = new DataView(this.#iovec.bytes.buffer, this.#iovec.bytes.byteOffset, 16);
 	}
 
-	#planAt = 0;
-	#planEnd = 0;
-	readonly #visit = (value: number, start: number, count: number): void => {
-		const from = Math.max(start * BLOCK_SIZE, this.#planAt);
-		const to = Math.min((start + count) * BLOCK_SIZE, this.#planEnd);
-		if (value === ZERO) this.#push(ZERO_RUN, 0, to - from, -1);
-		else if (value !== ABSENT) {
-			const slotAt = this.#log.offsetOfSlot(value);
-			this.#push(this.#logFd, slotAt + (from - start * BLOCK_SIZE), to - from, this.#log.positionOfSlot(value));
-		} else {
-			const stored = Math.max(0, Math.min(to, this.#secondSize) - from);
-			if (stored > 0) this.#push(this.#secondFd, from, stored, -1);
-			if (stored < to - from) this.#push(ZERO_RUN, 0, to - from - stored, -1);
-		}
-	};
-
-	/** Looks up where `length` bytes at `at` are now. */
+	/** Looks up where `length` bytes at `at` are now. Both are multiples of the block. */
 	plan(at: number, length: number): void {
 		this.count = 0;
-		this.#planAt = at;
-		this.#planEnd = at + length;
-		const first = Math.floor(at / BLOCK_SIZE);
-		const last = Math.floor((at + length - 1) / BLOCK_SIZE);
-		this.#log.resolve(first, last - first + 1, this.#visit);
+		this.#checks = 0;
+		this.generation = this.#second.generation;
+		this.#firstBlock = at / BLOCK_SIZE;
+		this.#logsNow = this.#logs();
+		this.#planIn(0, at / BLOCK_SIZE, length / BLOCK_SIZE);
 	}
 
-	#push(fd: number, fileAt: number, length: number, position: number): void {
+	/** Finds a run's bytes in one log after another, and what is in none of them in the second image. */
+	#planIn(index: number, block: number, count: number): void {
+		const source = this.#logsNow[index];
+		if (source === undefined) {
+			this.#check(undefined, block, count, -1);
+			this.#second.plan(block * BLOCK_SIZE, (block + count) * BLOCK_SIZE, this.#pushSecond);
+			return;
+		}
+		// A disk may have grown since a snapshot was taken.
+		const inside = Math.max(0, Math.min(count, source.log.diskBlocks - block));
+		this.#visitors[index] ??= this.#visitorOf(index);
+		if (inside > 0) source.log.resolve(block, inside, this.#visitors[index]);
+		if (inside < count) this.#push(ZERO_RUN, 0, (count - inside) * BLOCK_SIZE, -1);
+	}
+
+	/** Made once per place in the order of logs, so that planning allocates nothing. */
+	#visitorOf(index: number): RunVisitor {
+		return (value, block, count) => {
+			const { log, fd } = this.#logsNow[index]!;
+			if (value === ABSENT) this.#planIn(index + 1, block, count);
+			else if (value === ZERO) this.#push(ZERO_RUN, 0, count * BLOCK_SIZE, -1);
+			else {
+				this.#check(log, block, count, value);
+				this.#push(fd, log.offsetOfSlot(value), count * BLOCK_SIZE, log.positionOfSlot(value));
+			}
+		};
+	}
+
+	readonly #pushSecond: PushRun = (fd, fileAt, length, unpack) => this.#push(fd, fileAt, length, -1, unpack);
+
+	#push(fd: number, fileAt: number, length: number, position: number, unpack?: Unpack): void {
 		this.fd[this.count] = fd;
 		this.fileAt[this.count] = fileAt;
 		this.length[this.count] = length;
 		this.position[this.count] = position;
+		this.unpack[this.count] = unpack;
 		this.count++;
+	}
+
+	#check(log: FirstImage | undefined, block: number, count: number, slot: number): void {
+		this.#checkLog[this.#checks] = log;
+		this.#checkBlock[this.#checks] = block;
+		this.#checkCount[this.#checks] = count;
+		this.#checkSlot[this.#checks] = slot;
+		this.#checks++;
+	}
+
+	/**
+	 * Compares the planned blocks, as they were read to `at` in `bytes`, with their checksums. Returns the first block that
+	 * is rotten, or -1. Where nothing is known of a block, it's taken as it is.
+	 */
+	verify(bytes: Uint8Array, at: number): number {
+		const firstBlock = this.#firstBlock;
+		for (let check = 0; check < this.#checks; check++) {
+			const log = this.#checkLog[check];
+			const block = this.#checkBlock[check]!;
+			const slot = this.#checkSlot[check]!;
+			const count = this.#checkCount[check]!;
+			for (let i = 0; i < count; i++) {
+				const sum = log === undefined ? this.#sums.get(block + i) : log.sumOfSlot(slot + i);
+				if (sum === 0) continue;
+				const from = at + (block + i - firstBlock) * BLOCK_SIZE;
+				if (crc32(bytes.subarray(from, from + BLOCK_SIZE)) !== sum) return block + i;
+			}
+		}
+		return -1;
 	}
 
 	/** Fetches the planned runs into `target` at `targetAt`; false where the page cache does not hold them all. */
@@ -80,22 +155,22 @@ export class DiskReader {
 		for (let run = 0; run < this.count; run++) {
 			const length = this.length[run]!;
 			if (this.fd[run] === ZERO_RUN) target.bytes.fill(0, to, to + length);
-			else if (!this.#readRunCached(run, target.address + to)) return false;
+			else if (this.fd[run]! < 0 || !this.#readRunCached(run, target.address + to)) return false;
 			to += length;
 		}
 		return true;
 	}
 
 	#readRunCached(run: number, address: number): boolean {
-		if (!this.#noWaitWorks) return this.#readRun(run, address) >= 0;
 		const length = this.length[run]!;
+		if (!this.#noWaitWorks) return sys.preadAll(this.fd[run]!, address, length, this.fileAt[run]!) >= 0;
 		for (let done = 0; done < length; ) {
 			sys.put64(this.#iovecView, 0, address + done);
 			sys.put64(this.#iovecView, 8, length - done);
 			const count = sys.preadvNoWait(this.fd[run]!, this.#iovec.address, 1, this.fileAt[run]! + done);
 			if (count === -sys.EOPNOTSUPP) {
 				this.#noWaitWorks = false;
-				return this.#readRun(run, address) >= 0;
+				return sys.preadAll(this.fd[run]!, address, length, this.fileAt[run]!) >= 0;
 			}
 			// A short count says where the cache ends, or only that the kernel was interrupted: the next call tells.
 			if (count <= 0) return false;
@@ -108,23 +183,34 @@ export class DiskReader {
 	readBlocking(target: Pinned, targetAt: number): void {
 		let to = targetAt;
 		for (let run = 0; run < this.count; run++) {
-			if (this.fd[run] === ZERO_RUN) target.bytes.fill(0, to, to + this.length[run]!);
-			else {
-				const result = this.#readRun(run, target.address + to);
-				if (result < 0) throw sys.hostError(result, "reading the disk's images");
-			}
+			const result = this.readRun(run, target, to);
+			if (result < 0) throw sys.hostError(result, "reading the disk's images");
 			to += this.length[run]!;
 		}
 	}
 
-	/** Asks the host to bring the planned runs into its page cache; nobody waits. */
-	readAhead(): void {
-		for (let run = 0; run < this.count; run++)
-			if (this.fd[run] !== ZERO_RUN)
-				sys.fadvise(this.fd[run]!, this.fileAt[run]!, this.length[run]!, sys.POSIX_FADV_WILLNEED);
+	/** Fetches one planned run, waiting for its device; answers a negated errno where that fails. */
+	readRun(run: number, target: Pinned, targetAt: number): number {
+		const fd = this.fd[run]!;
+		const length = this.length[run]!;
+		if (fd >= 0) return sys.preadAll(fd, target.address + targetAt, length, this.fileAt[run]!);
+		const bytes = target.bytes.subarray(targetAt, targetAt + length);
+		if (fd === ZERO_RUN) bytes.fill(0);
+		else if (fd === PACKED_RUN) return this.unpack[run]!(bytes);
+		else return -sys.EIO;
+		return 0;
 	}
 
-	#readRun(run: number, address: number): number {
-		return sys.preadAll(this.fd[run]!, address, this.length[run]!, this.fileAt[run]!);
+	/** Asks the host to bring the planned runs, and what they are compared with, into its page cache; nobody waits. */
+	readAhead(): void {
+		for (let run = 0; run < this.count; run++)
+			if (this.fd[run]! >= 0) sys.fadvise(this.fd[run]!, this.fileAt[run]!, this.length[run]!, sys.POSIX_FADV_WILLNEED);
+		this.readAheadSums();
+	}
+
+	/** The same for what the planned blocks are compared with alone. */
+	readAheadSums(): void {
+		for (let check = 0; check < this.#checks; check++)
+			if (this.#checkLog[check] === undefined) this.#sums.willNeed(this.#checkBlock[check]!, this.#checkCount[check]!);
 	}
 }

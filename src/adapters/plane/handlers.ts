@@ -1,32 +1,31 @@
 // Handlers: what the data plane does when the control plane asks. They run between two rounds of requests, so
 // everything that they change is seen by the next round, and by nothing in between.
 
-import { ABSENT, ZERO } from "../../core/log/first-image.ts";
-import type { HostFile } from "../../core/log/host-file.ts";
+import { ABSENT, UNDO_STRIDE, ZERO } from "../../core/log/first-image.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
+import { BLOCK_SIZE } from "../../foundations/units.ts";
+import type { CalledPlane, Handlers, PlaneFiles } from "./called.ts";
 import type { ClientSetup } from "./connection.ts";
-import type { PlaneCall, PlaneCalls, PlaneStatus } from "./messages.ts";
-import type { Plane } from "./plane.ts";
+import type { PlaneCall, PlaneStatus } from "./messages.ts";
+import { snapshotHandlers } from "./snapshot-handlers.ts";
+import { sumHandlers } from "./sum-handlers.ts";
 
 /** Free segments punched per `trim`: bounds how long the guest waits for it. */
 const PUNCH_AT_ONCE = 4;
-
-type Handlers = {
-	readonly [K in PlaneCall]: (
-		input: PlaneCalls[K]["input"],
-		done: (output: PlaneCalls[K]["output"]) => void,
-		fail: (error: unknown) => void,
-	) => void;
-};
+/** Clients may take this long to end what they are in the middle of, when the disk is closed. */
+const DRAIN_MS = 10_000;
 
 export interface PlaneHandlers {
 	/** Runs one call; exactly one of `done` and `fail` is called, now or later. */
 	handle(kind: PlaneCall, input: unknown, done: (output: unknown) => void, fail: (error: unknown) => void): void;
 }
 
-export function planeHandlers(plane: Plane, file: HostFile): PlaneHandlers {
+export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandlers {
 	const { log, viewPoints } = plane;
+	const { file } = files;
 	const handlers: Handlers = {
+		...sumHandlers(plane, files),
+		...snapshotHandlers(plane, files),
 		attach: (setup: ClientSetup, done) => {
 			plane.attach(setup);
 			done(undefined);
@@ -45,20 +44,45 @@ export function planeHandlers(plane: Plane, file: HostFile): PlaneHandlers {
 		segments: (_, done) => done(log.segments()),
 		liveRuns: (sequence, done) => done(withOffsets(plane, log.liveRuns(sequence))),
 		zeroRuns: (sequence, done) => done(log.zeroRuns(sequence)),
-		moved: ({ runs, view }, done) => done(log.moved(runs, viewPoints.view(view))),
+		moved: ({ runs, view }, done) => {
+			plane.ages.moving(runs);
+			done(log.moved(runs, viewPoints.view(view)));
+		},
 		dropped: ({ runs, view }, done, fail) => {
 			const applied = log.dropped(runs, viewPoints.view(view));
 			if (log.commitError !== undefined && applied.length === 0 && runs.length > 0) fail(log.commitError);
 			else done(applied);
 		},
-		punched: (runs, done) => done(log.punched(runs)),
+		punched: (runs, done) => {
+			plane.ages.clearing(runs);
+			done(log.punched(runs));
+		},
 		takeView: (_, done) => done(viewPoints.take()),
+		recovered: (entry, done) => {
+			const view = log.recoveredViews.get(entry);
+			done(view === undefined || view.released ? null : viewPoints.keep(view));
+		},
+		hold: (position, done) => {
+			log.holdFrom(position ?? undefined);
+			done(undefined);
+		},
+		undoable: (_, done) => done(undoable(plane)),
+		restore: (runs, done) => done(restore(plane, runs)),
+		writeSecondTables: (update, done) => {
+			plane.writeSecondTables(update);
+			done(undefined);
+		},
+		resize: (size, done) => {
+			plane.resize(size);
+			done(undefined);
+		},
 		releaseView: (id, done) => {
 			viewPoints.release(id);
 			done(undefined);
 		},
 		isDurable: (id, done) => done(viewPoints.view(id).durable),
 		locate: ({ view, block, count }, done) => done(locate(plane, view, block, count)),
+		locateLogged: ({ view, block, count }, done) => done(locateLogged(plane, view, block, count)),
 		watch: (plan, done) => {
 			viewPoints.setPlan(plan);
 			done(undefined);
@@ -85,15 +109,18 @@ export function planeHandlers(plane: Plane, file: HostFile): PlaneHandlers {
 			done(undefined);
 		},
 		stop: (_, done, fail) => {
-			plane.flush(() => {
-				plane.stop();
-				try {
-					log.close();
-					done(undefined);
-				} catch (error) {
-					fail(error);
-				}
-			});
+			plane.drain(DRAIN_MS, () =>
+				plane.flush(() => {
+					plane.stop();
+					try {
+						files.snapshots.close();
+						log.close();
+						done(undefined);
+					} catch (error) {
+						fail(error);
+					}
+				}),
+			);
 		},
 	};
 	return {
@@ -107,11 +134,12 @@ export function planeHandlers(plane: Plane, file: HostFile): PlaneHandlers {
 	};
 }
 
-function statusOf(plane: Plane): PlaneStatus {
+function statusOf(plane: CalledPlane): PlaneStatus {
 	const { log } = plane;
 	return {
 		position: log.position,
 		durablePosition: log.durablePosition,
+		guestEntries: log.guestEntries,
 		tailPosition: log.tailPosition,
 		usedBytes: log.usedBytes,
 		limitBytes: log.limitBytes,
@@ -124,7 +152,7 @@ function statusOf(plane: Plane): PlaneStatus {
 }
 
 /** Triples [block, count, slot] with each slot's place in the file behind it. */
-function withOffsets(plane: Plane, triples: Float64Array): Float64Array {
+function withOffsets(plane: CalledPlane, triples: Float64Array): Float64Array {
 	const runs = new Float64Array((triples.length / 3) * 4);
 	for (let from = 0, to = 0; from < triples.length; from += 3, to += 4) {
 		runs.set(triples.subarray(from, from + 3), to);
@@ -134,7 +162,7 @@ function withOffsets(plane: Plane, triples: Float64Array): Float64Array {
 }
 
 /** See `locate` in messages.ts. */
-function locate(plane: Plane, view: number, block: number, count: number): Float64Array {
+function locate(plane: CalledPlane, view: number, block: number, count: number): Float64Array {
 	const { log } = plane;
 	const found: number[] = [];
 	plane.viewPoints.view(view).runs(block, count, (value, start, length) => {
@@ -142,4 +170,47 @@ function locate(plane: Plane, view: number, block: number, count: number): Float
 		else found.push(start, length, value, log.offsetOfSlot(value), log.positionOfSlot(value));
 	});
 	return Float64Array.from(found);
+}
+
+/** See `locateLogged` in messages.ts. */
+function locateLogged(plane: CalledPlane, view: number, block: number, count: number): Float64Array {
+	const { log, viewPoints } = plane;
+	const found: number[] = [];
+	const past = viewPoints.view(view);
+	log.resolve(block, count, (now, from, length) => {
+		if (now === ABSENT) return;
+		past.runs(from, length, (value, start, run) => {
+			if (value === ABSENT || value === ZERO) found.push(start, run, value, -1, -1);
+			else found.push(start, run, value, log.offsetOfSlot(value), log.positionOfSlot(value));
+		});
+	});
+	return Float64Array.from(found);
+}
+
+/** See `undoable` in messages.ts. */
+function undoable({ log }: CalledPlane): Float64Array {
+	const found: number[] = [];
+	const runs = log.undoable();
+	for (let i = 0; i < runs.length; i += UNDO_STRIDE) {
+		const slot = runs[i + 2]!;
+		found.push(runs[i]!, runs[i + 1]!, slot, slot === ABSENT ? -1 : log.offsetOfSlot(slot));
+	}
+	return Float64Array.from(found);
+}
+
+/** Writes what dropped blocks held once more, as the guest would; only where they still read as dropped. */
+function restore(plane: CalledPlane, runs: Float64Array): number {
+	const { log } = plane;
+	let restored = 0;
+	for (let i = 0; i + 3 < runs.length; i += 4) {
+		const [block, count, slot, at] = [runs[i]!, runs[i + 1]!, runs[i + 2]!, runs[i + 3]!];
+		const bytes = plane.readWhole(slot === ABSENT ? { block, count } : { block, count, slot, at });
+		log.resolve(block, count, (value, from, length) => {
+			if (value === ZERO) log.stageData(from, length, bytes, (from - block) * BLOCK_SIZE);
+		});
+		const staged = log.stagedCount;
+		if (log.commit() < staged) throw log.commitError!;
+		restored += count;
+	}
+	return restored;
 }

@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { Worker } from "node:worker_threads";
 import * as sys from "../os/syscalls.ts";
-import { HelperPool, helperMemory, JOB_DATASYNC, JOB_READ, stopHelpers } from "./helpers.ts";
+import { HelperPool, helperMemory, stopHelpers } from "./helpers.ts";
+import { JOB_DATASYNC, JOB_READ } from "./jobs.ts";
 
 const EBADF = 9;
 

@@ -1,7 +1,6 @@
-// Helper threads: where the data plane sends the system calls that would stop it.
+// Helper threads: where the data plane sends the system calls that would stop it, on hosts without io_uring.
 //
-// The data-plane thread never waits for a device: an fdatasync, or a read that misses the page cache,
-// becomes a job in shared memory; a helper thread runs it and rings the data plane's eventfd.
+// A call becomes a job in shared memory; a helper thread runs it and rings the data plane's eventfd.
 //
 //   job slot (64 bytes, shared):  | state i32 | op i32 | fd i32 | result i32 | address f64 | length f64 | at f64 |
 //   state: FREE -> QUEUED (data plane) -> RUNNING (helper, by compare-and-swap) -> DONE (helper) -> FREE
@@ -9,6 +8,7 @@
 // A job's memory belongs to the helper from QUEUED to DONE; who queued it keeps the buffer referenced.
 
 import * as sys from "../os/syscalls.ts";
+import { JOB_DATASYNC, type JobQueue } from "./jobs.ts";
 
 const SLOT_BYTES = 64;
 const STATE = 0;
@@ -32,9 +32,6 @@ const STOP = 1;
 /** How many jobs can wait or run at once; a caller that finds none free does the call itself. */
 const JOB_COUNT = 64;
 
-export const JOB_DATASYNC = 1;
-export const JOB_READ = 2;
-
 /** What a helper thread is started with. */
 export interface HelperSetup {
 	readonly memory: SharedArrayBuffer;
@@ -45,7 +42,7 @@ export interface HelperSetup {
 export const helperMemory = (): SharedArrayBuffer => new SharedArrayBuffer(HEADER_BYTES + JOB_COUNT * SLOT_BYTES);
 
 /** The data plane's end: queues jobs and collects results. */
-export class HelperPool {
+export class HelperPool implements JobQueue {
 	readonly #words: Int32Array;
 	readonly #numbers: Float64Array;
 	#busy = 0;
@@ -84,6 +81,12 @@ export class HelperPool {
 		}
 		return -1;
 	}
+
+	/** They begin by themselves. */
+	submit(): void {}
+
+	/** The threads are ended by who started them. */
+	close(): void {}
 
 	/** Hands every finished job to `done` (its number; the call's result or negated errno) and frees its slot. */
 	collect(done: (job: number, result: number) => void): void {

@@ -8,17 +8,21 @@
 // The data plane sleeps in poll, not in an event loop: the eventfd wakes it, and it takes the messages from the
 // port by itself (receiveMessageOnPort). Runs travel as Float64Array: [block, count, slot]… or [block, count]….
 
-import type { SegmentInfo } from "../../core/log/first-image.ts";
+import type { ScrubbedPart, SegmentInfo } from "../../core/log/first-image.ts";
 import type { ErrorCode } from "../../foundations/errors.ts";
 import type { LogPosition } from "../../foundations/units.ts";
+import type { SecondLayout, TableUpdate } from "../images/second-layout.ts";
 import type { ClientSetup } from "./connection.ts";
 import type { PlaneCounters } from "./plane.ts";
-import type { Collected, WatchPlan } from "./watch.ts";
+import type { SnapshotSetup } from "./snapshots.ts";
+import type { Collected, KeptView, WatchPlan } from "./watch.ts";
 
 /** The state of the first image and of the clients. */
 export interface PlaneStatus {
 	readonly position: LogPosition;
 	readonly durablePosition: LogPosition;
+	/** What `guestEntries` of a view taken now would be. */
+	readonly guestEntries: number;
 	readonly tailPosition: LogPosition;
 	/** Host bytes that the log's segments fill. */
 	readonly usedBytes: number;
@@ -31,11 +35,14 @@ export interface PlaneStatus {
 	readonly counters: PlaneCounters;
 }
 
-/** A disk as it was at one position; see `release`. */
-export interface ViewHandle {
-	readonly id: number;
-	readonly position: LogPosition;
-}
+/** A disk as it was at one position; see `releaseView`. */
+export type ViewHandle = KeptView;
+
+/** Where a located block of a snapshot is: the descriptor of a log, or one of these. */
+export const IN_ZEROS = -1;
+export const IN_SECOND = -2;
+/** In none of the logs that were asked for. */
+export const IN_NONE = -3;
 
 /** What the control plane can ask: input and output per kind. */
 export interface PlaneCalls {
@@ -56,12 +63,47 @@ export interface PlaneCalls {
 	dropped: { input: { runs: Float64Array; view: number }; output: Float64Array };
 	/** Pairs that read as zeros in the second image, durably. */
 	punched: { input: Float64Array; output: number };
+	/** Pairs: forgets the checksums of blocks that are about to be punched; durable when answered. */
+	forgetSums: { input: Float64Array; output: undefined };
+	/** Triples that were copied to the second image: their checksums stand beside it, durable, when answered. */
+	noteCopied: { input: Float64Array; output: undefined };
+	/** Checksums of a view's blocks wherever they are, one per block; 0 where nothing is known. */
+	sums: { input: { view: number; block: number; count: number }; output: Uint32Array };
+	/** The same of the second image's blocks. */
+	secondSums: { input: { block: number; count: number }; output: Uint32Array };
+	/** A snapshot that is newer than all others. */
+	addSnapshot: { input: SnapshotSetup; output: undefined };
+	removeSnapshot: { input: string; output: undefined };
+	/** Of pairs, what a snapshot has not kept itself. */
+	notKept: { input: { name: string; runs: Float64Array }; output: Float64Array };
+	/** Blocks to be kept for a snapshot, as pairs with their bytes and pairs of zeros; durable when answered. */
+	keep: { input: { name: string; runs: Float64Array; bytes: Uint8Array; zeros: Float64Array }; output: undefined };
+	/** Where a snapshot's blocks are, in order: [block, count, where, byte in the file]…; see SNAPSHOT_STRIDE. */
+	locateInSnapshot: { input: { name: string; block: number; count: number; own: boolean }; output: Float64Array };
+	/** Checksums of a snapshot's blocks, one per block; 0 where nothing is known. */
+	snapshotSums: { input: { name: string; block: number; count: number }; output: Uint32Array };
+	/** Segments with data or drops at or behind this position are held: neither freed nor their drops punched. */
+	hold: { input: LogPosition | null; output: undefined };
+	/** What could be brought back: [block, count, slot or ABSENT, byte in the first image or -1]…. */
+	undoable: { input: undefined; output: Float64Array };
+	/** Writes dropped blocks again, as `undoable` told them, where nobody wrote since; answers how many blocks. */
+	restore: { input: Float64Array; output: number };
+	/** Writes tables of the second image, and reads by them from now on; see `WriteTables` in images/second-layout.ts. */
+	writeSecondTables: { input: TableUpdate; output: undefined };
+	/** The disk has another size, in bytes. */
+	resize: { input: number; output: undefined };
+	/** Compares some of a segment's live blocks with their checksums, from 0 or the last answer's `next` on. */
+	scrub: { input: { sequence: number; from: number }; output: ScrubbedPart };
 	takeView: { input: undefined; output: ViewHandle };
+	/** The view of an instant that was asked for at the start; null where the log doesn't hold it any more. */
+	recovered: { input: number; output: ViewHandle | null };
 	releaseView: { input: number; output: undefined };
 	/** True where every write that the view shows is durable. */
 	isDurable: { input: number; output: boolean };
 	/** Where the blocks of a view are, in order: [block, count, value, file offset, log position]…; see LOCATED_STRIDE. */
 	locate: { input: { view: number; block: number; count: number }; output: Float64Array };
+	/** The same for blocks of which the log has something now; all others are left out. */
+	locateLogged: { input: { view: number; block: number; count: number }; output: Float64Array };
 	watch: { input: WatchPlan; output: undefined };
 	collect: { input: undefined; output: Collected };
 	/** Punches some free segments and cuts the file's end; answers the host bytes given back. */
@@ -77,8 +119,19 @@ export interface PlaneCalls {
  * and for slots the byte offset in the first image and the log position of the first slot, else -1.
  */
 export const LOCATED_STRIDE = 5;
+/** Numbers per run in the answer of `locateInSnapshot`: block, count, descriptor or IN_…, byte in that file or -1. */
+export const SNAPSHOT_STRIDE = 4;
 
 export type PlaneCall = keyof PlaneCalls;
+
+/** Who answers calls: the data plane's thread; in the crash simulation the same handlers without a thread. */
+export interface PlanePort {
+	/** Rejects with the call's error, or DISK_STOPPED once the disk is not served any more. */
+	ask<K extends PlaneCall>(
+		kind: K,
+		...input: undefined extends PlaneCalls[K]["input"] ? [] : [PlaneCalls[K]["input"]]
+	): Promise<PlaneCalls[K]["output"]>;
+}
 
 export interface PlaneRequest {
 	readonly id: number;
@@ -87,7 +140,11 @@ export interface PlaneRequest {
 }
 
 /** What the data plane says unasked. */
-export type PlaneEvent = { readonly kind: "stalled" } | { readonly kind: "poisoned"; readonly reason: string };
+export type PlaneEvent =
+	| { readonly kind: "stalled" }
+	| { readonly kind: "poisoned"; readonly reason: string }
+	/** Somebody wanted to read a block that doesn't match its checksum. */
+	| { readonly kind: "rotten"; readonly block: number };
 
 export type PlaneReply =
 	| { readonly id: number; readonly output: unknown }
@@ -98,11 +155,20 @@ export type PlaneReply =
 export interface WorkerSetup {
 	readonly logFd: number;
 	readonly logName: string;
-	readonly secondFd: number;
-	readonly secondSize: number;
+	readonly second: SecondLayout;
+	/** Checksums of the second image's blocks (core/log/second-sums.ts). */
+	readonly sumsFd: number;
+	readonly sumsName: string;
+	/** Oldest first. */
+	readonly snapshots: readonly SnapshotSetup[];
+	/** Instants of which views are wanted, as `entry` of their handles; see `recovered`. */
+	readonly viewsAtEntries: readonly number[];
+	/** Hold all that the log has until `hold` says otherwise, so that what was dropped can be brought back. */
+	readonly holdsAll: boolean;
 	readonly uuid: Uint8Array;
 	/** Most host bytes of the log; default: what it was formatted with. */
 	readonly limitBytes?: number;
-	readonly helperMemory: SharedArrayBuffer;
+	/** Shared with helper threads; null where the data plane is to use io_uring. */
+	readonly helperMemory: SharedArrayBuffer | null;
 	readonly bell: number;
 }

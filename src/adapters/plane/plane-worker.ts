@@ -3,13 +3,20 @@
 import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
 import { crc32 } from "@node-rs/crc32";
 import { FirstImage } from "../../core/log/first-image.ts";
-import { assert, isVmsweepError } from "../../foundations/errors.ts";
-import { byteCount } from "../../foundations/units.ts";
+import { SecondSums } from "../../core/log/second-sums.ts";
+import { assert, isVmsweepError, VmsweepError } from "../../foundations/errors.ts";
+import { logPosition } from "../../foundations/units.ts";
 import { OsHostFile } from "../os/host-file.ts";
 import * as sys from "../os/syscalls.ts";
+import type { BlockSums } from "./disk-reader.ts";
 import { planeHandlers } from "./handlers.ts";
+import { HelperPool } from "./helpers.ts";
+import { type JobQueue, UringJobs } from "./jobs.ts";
 import type { PlaneEvent, PlaneReply, PlaneRequest, WorkerSetup } from "./messages.ts";
 import { Plane } from "./plane.ts";
+import type { SecondReader } from "./second-reader.ts";
+import { secondReader } from "./second-readers.ts";
+import { Snapshots } from "./snapshots.ts";
 
 function serve(setup: WorkerSetup): void {
 	const port = parentPort;
@@ -22,15 +29,26 @@ function serve(setup: WorkerSetup): void {
 	};
 
 	const file = new OsHostFile(setup.logFd, setup.logName);
+	const checksum = (bytes: Uint8Array): number => crc32(bytes);
+	const snapshots = new Snapshots(checksum);
 	let log: FirstImage;
+	let jobs: JobQueue;
+	let sums: SecondSums;
+	let second: SecondReader;
 	try {
+		jobs = openJobs(setup);
+		second = secondReader(setup.second);
 		log = FirstImage.open(file, {
-			checksum: (bytes) => crc32(bytes),
+			checksum,
 			allocatePinned: sys.pin,
 			expectedUuid: setup.uuid,
 			...(setup.limitBytes === undefined ? {} : { limitBytes: setup.limitBytes }),
 			name: setup.logName,
+			viewsAtEntries: setup.viewsAtEntries,
 		});
+		if (setup.holdsAll) log.holdFrom(logPosition(0));
+		sums = new SecondSums(new OsHostFile(setup.sumsFd, setup.sumsName), setup.uuid, setup.sumsName);
+		for (const snapshot of setup.snapshots) snapshots.add(snapshot);
 	} catch (error) {
 		fail(0, error);
 		return;
@@ -38,10 +56,10 @@ function serve(setup: WorkerSetup): void {
 	const plane = new Plane({
 		log,
 		logFd: setup.logFd,
-		secondFd: setup.secondFd,
-		secondSize: byteCount(setup.secondSize),
-		diskSize: log.diskBytes,
-		helperMemory: setup.helperMemory,
+		second,
+		sums: blockSums(sums, setup.sumsFd),
+		snapshots,
+		jobs,
 		bell: setup.bell,
 		onBell: () => {
 			for (let message = receiveMessageOnPort(port); message; message = receiveMessageOnPort(port)) {
@@ -60,11 +78,30 @@ function serve(setup: WorkerSetup): void {
 		},
 		onStalled: () => tell({ kind: "stalled" }),
 		onPoisoned: (reason) => tell({ kind: "poisoned", reason }),
+		onRotten: (block) => tell({ kind: "rotten", block }),
 	});
-	const handlers = planeHandlers(plane, file);
+	const handlers = planeHandlers(plane, { file, sums, sumsFd: setup.sumsFd, snapshots });
 	say({ id: 0, output: undefined });
 	plane.run();
 	port.close();
 }
+
+function openJobs({ helperMemory, bell }: WorkerSetup): JobQueue {
+	const jobs = helperMemory === null ? UringJobs.open(bell) : new HelperPool(helperMemory);
+	if (jobs !== undefined) return jobs;
+	throw new VmsweepError(
+		"IO",
+		"io_uring failed, which worked a moment ago. Set VMSWEEP_NO_IO_URING=1 to do without it.",
+	);
+}
+
+/** The second image's checksums as readers want them. */
+const blockSums = (sums: SecondSums, fd: number): BlockSums => ({
+	get: (block) => sums.get(block),
+	willNeed: (block, count) => {
+		const { at, length } = sums.rangeOf(block, count);
+		sys.fadvise(fd, at, length, sys.POSIX_FADV_WILLNEED);
+	},
+});
 
 serve(workerData as WorkerSetup);

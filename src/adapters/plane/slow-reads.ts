@@ -1,16 +1,17 @@
-// Slow reads: what the page cache could not answer. Each becomes one job per run for the helper threads; its
+// Slow reads: what the page cache could not answer. Each becomes one job per run (jobs.ts); its
 // answer is sent when the last run is there, in whatever order the devices deliver.
 //
-// A run may lie in the first image, whose segments are reused. So after the last job the runs are looked up
-// again: where they are still the same places, what was read is what the guest wrote; otherwise the read starts over.
+// A run may lie in the first image, whose segments are reused, or in a cluster of the second that is given to other
+// content. So after the last job the runs are looked up again: where they are still the same places, what was read is what
+// the guest wrote; otherwise the read starts over. Then it is compared with its checksums.
+//
+// Whole blocks are read, whatever a client asked for, since checksums are of whole blocks.
 
+import { BLOCK_SIZE, roundDown, roundUp } from "../../foundations/units.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
 import type { Connection } from "./connection.ts";
-import type { DiskReader } from "./disk-reader.ts";
-import { ZERO_RUN } from "./disk-reader.ts";
-import type { HelperPool } from "./helpers.ts";
-import { JOB_READ } from "./helpers.ts";
+import { JOB_READ, type JobQueue } from "./jobs.ts";
 
 /** Bytes that slow reads may hold in memory; past it a read waits in the data plane's own thread. */
 const SLOW_BYTES_MAX = 64 * 1024 * 1024;
@@ -24,23 +25,33 @@ export interface SlowRead {
 	readonly cookieLow: number;
 	readonly offset: number;
 	readonly length: number;
+	/** Byte of the disk at which `buffer` begins. */
+	readonly start: number;
+	/** The blocks that hold what was asked for. */
 	readonly buffer: Pinned;
 	runs: { fd: number; fileAt: number; position: number }[];
+	/** Of the second image's map when the runs were planned. */
+	generation: number;
 	outstanding: number;
 	/** 0, or the negated errno of a run that failed. */
 	result: number;
+	/** Byte of the disk from which on it failed, where that is known; else -1. */
+	failedAt: number;
 	attempts: number;
 }
 
 export class SlowReads {
-	readonly #reader: DiskReader;
-	readonly #helpers: HelperPool;
+	readonly #jobs: JobQueue;
+	readonly #onRotten: (block: number) => void;
 	readonly #byJob = new Map<number, SlowRead>();
+	/** Byte of the disk at which a job's run begins. */
+	readonly #startOfJob = new Map<number, number>();
 	#bytes = 0;
 
-	constructor(reader: DiskReader, helpers: HelperPool) {
-		this.#reader = reader;
-		this.#helpers = helpers;
+	/** @param onRotten told of a block that doesn't match its checksum */
+	constructor(jobs: JobQueue, onRotten: (block: number) => void) {
+		this.#jobs = jobs;
+		this.#onRotten = onRotten;
 	}
 
 	get count(): number {
@@ -50,18 +61,7 @@ export class SlowReads {
 	/** Starts a read; false where there is no room for one more: the caller then waits for it itself. */
 	start(client: Connection, cookieHigh: number, cookieLow: number, offset: number, length: number): boolean {
 		if (this.#bytes + length > SLOW_BYTES_MAX) return false;
-		const read: SlowRead = {
-			client,
-			cookieHigh,
-			cookieLow,
-			offset,
-			length,
-			buffer: sys.pin(length),
-			runs: [],
-			outstanding: 0,
-			result: 0,
-			attempts: 0,
-		};
+		const read = newRead(client, cookieHigh, cookieLow, offset, length);
 		this.#submit(read);
 		if (read.outstanding === 0) return false;
 		this.#bytes += length;
@@ -69,12 +69,22 @@ export class SlowReads {
 		return true;
 	}
 
-	/** Takes a finished job; returns its read once all of it is there (or failed). */
+	/** Reads now, waiting for the devices. */
+	readNow(client: Connection, cookieHigh: number, cookieLow: number, offset: number, length: number): SlowRead {
+		const read = newRead(client, cookieHigh, cookieLow, offset, length);
+		this.#readHere(read);
+		return read;
+	}
+
+	/** Takes a finished job; returns its read once all of it is there and right (or failed). */
 	finish(job: number, result: number): SlowRead | undefined {
 		const read = this.#byJob.get(job);
 		if (read === undefined) return undefined;
 		this.#byJob.delete(job);
-		if (result < 0) read.result = result;
+		if (result < 0) {
+			read.result = result;
+			read.failedAt = this.#startOfJob.get(job) ?? -1;
+		}
 		if (--read.outstanding > 0) return undefined;
 		// A failure counts only where the blocks didn't move: a place that was given up may be cut off the file.
 		if (!this.#stillThere(read)) {
@@ -82,7 +92,7 @@ export class SlowReads {
 				this.#submit(read);
 				if (read.outstanding > 0) return undefined;
 			} else this.#readHere(read);
-		}
+		} else this.#verify(read);
 		this.#bytes -= read.length;
 		read.client.inFlight--;
 		return read;
@@ -90,43 +100,71 @@ export class SlowReads {
 
 	/** Plans afresh and queues a job per stored run; runs that find no free job are read here. */
 	#submit(read: SlowRead): void {
-		const reader = this.#reader;
-		reader.plan(read.offset, read.length);
+		const { reader } = read.client;
+		reader.plan(read.start, read.buffer.bytes.length);
+		reader.readAheadSums();
 		read.runs = [];
+		read.generation = reader.generation;
 		read.result = 0;
+		read.failedAt = -1;
 		let to = 0;
 		for (let run = 0; run < reader.count; run++) {
 			const [fd, fileAt, length] = [reader.fd[run]!, reader.fileAt[run]!, reader.length[run]!];
 			read.runs.push({ fd, fileAt, position: reader.position[run]! });
-			if (fd === ZERO_RUN) read.buffer.bytes.fill(0, to, to + length);
-			else {
-				const address = read.buffer.address + to;
-				const job = this.#helpers.hasSpare ? this.#helpers.queue(JOB_READ, fd, address, length, fileAt) : -1;
-				if (job >= 0) {
-					this.#byJob.set(job, read);
-					read.outstanding++;
-				} else read.result = Math.min(read.result, sys.preadAll(fd, address, length, fileAt));
-			}
+			const address = read.buffer.address + to;
+			const job = fd >= 0 && this.#jobs.hasSpare ? this.#jobs.queue(JOB_READ, fd, address, length, fileAt) : -1;
+			if (job >= 0) {
+				this.#byJob.set(job, read);
+				this.#startOfJob.set(job, read.start + to);
+				read.outstanding++;
+			} else read.result = Math.min(read.result, reader.readRun(run, read.buffer, to));
 			to += length;
 		}
 	}
 
+	/** Leaves the reader's plan as that of this read. */
 	#stillThere(read: SlowRead): boolean {
-		const reader = this.#reader;
-		reader.plan(read.offset, read.length);
+		const { reader } = read.client;
+		reader.plan(read.start, read.buffer.bytes.length);
 		return (
+			reader.generation === read.generation &&
 			reader.count === read.runs.length &&
-			read.runs.every((run, i) => run.fileAt === reader.fileAt[i] && run.position === reader.position[i])
+			read.runs.every(
+				(run, i) => run.fd === reader.fd[i] && run.fileAt === reader.fileAt[i] && run.position === reader.position[i],
+			)
 		);
 	}
 
 	#readHere(read: SlowRead): void {
-		this.#reader.plan(read.offset, read.length);
+		const { reader } = read.client;
+		reader.plan(read.start, read.buffer.bytes.length);
 		read.result = 0;
 		try {
-			this.#reader.readBlocking(read.buffer, 0);
+			reader.readBlocking(read.buffer, 0);
 		} catch {
 			read.result = -sys.EIO;
 		}
+		this.#verify(read);
 	}
+
+	/** Makes a read whose bytes aren't what was written once an error. */
+	#verify(read: SlowRead): void {
+		if (read.result < 0) return;
+		try {
+			const rotten = read.client.reader.verify(read.buffer.bytes, 0);
+			if (rotten < 0) return;
+			read.failedAt = rotten * BLOCK_SIZE;
+			this.#onRotten(rotten);
+		} catch {
+			// The checksums themselves can't be read.
+		}
+		read.result = -sys.EIO;
+	}
+}
+
+function newRead(client: Connection, cookieHigh: number, cookieLow: number, offset: number, length: number): SlowRead {
+	const start = roundDown(offset, BLOCK_SIZE);
+	const buffer = sys.pin(roundUp(offset + length, BLOCK_SIZE) - start);
+	const under = { runs: [], generation: 0, outstanding: 0, result: 0, failedAt: -1, attempts: 0 };
+	return { client, cookieHigh, cookieLow, offset, length, start, buffer, ...under };
 }

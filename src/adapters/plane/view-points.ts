@@ -6,7 +6,7 @@
 
 import type { FirstImage, View } from "../../core/log/first-image.ts";
 import type { LogPosition } from "../../foundations/units.ts";
-import type { Collected, WatchPlan } from "./watch.ts";
+import type { Collected, KeptView, WatchPlan } from "./watch.ts";
 import { WatchSet } from "./watch.ts";
 
 export class ViewPoints {
@@ -73,7 +73,7 @@ export class ViewPoints {
 		const watches = this.#watches;
 		if (watches === undefined) return { notices: [], lost: true, identityTouched: false, lastWrite: [], views: [] };
 		const { notices, lost, identityTouched } = watches.collect();
-		const views = this.#points.map((view) => view && { id: this.#keep(view), position: view.position });
+		const views = this.#points.map((view) => view && this.keep(view));
 		this.#points = this.#points.map(() => undefined);
 		const collected = { notices, lost: lost || this.#lost, identityTouched, lastWrite: [...watches.lastWrite], views };
 		this.#lost = false;
@@ -81,9 +81,15 @@ export class ViewPoints {
 	}
 
 	/** Takes a view of now; it lives until `release`. */
-	take(): { readonly id: number; readonly position: LogPosition } {
-		const view = this.#log.takeView();
-		return { id: this.#keep(view), position: view.position };
+	take(): KeptView {
+		return this.keep(this.#log.takeView());
+	}
+
+	/** Gives a view a number; it lives until `release`. */
+	keep(view: View): KeptView {
+		const id = this.#nextId++;
+		this.#views.set(id, view);
+		return { id, position: view.position, entry: view.entry, guestEntries: view.guestEntries };
 	}
 
 	/** A view that was handed out. Throws where it was released. */
@@ -96,12 +102,6 @@ export class ViewPoints {
 	release(id: number): void {
 		this.#views.get(id)?.release();
 		this.#views.delete(id);
-	}
-
-	#keep(view: View): number {
-		const id = this.#nextId++;
-		this.#views.set(id, view);
-		return id;
 	}
 
 	#forgetPoints(): void {

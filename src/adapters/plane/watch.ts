@@ -47,6 +47,16 @@ export interface Notice {
 	readonly end: LogPosition;
 }
 
+/** A view that was handed out; it lives until it is released. */
+export interface KeptView {
+	readonly id: number;
+	readonly position: LogPosition;
+	/** Entries in the log when it was taken: tells instants apart that have the same position. */
+	readonly entry: number;
+	/** Tells views apart by what the guest did, drops aside; see the log's view. */
+	readonly guestEntries: number;
+}
+
 /** What was noticed since the last collection. */
 export interface Collected {
 	readonly notices: readonly Notice[];
@@ -56,7 +66,7 @@ export interface Collected {
 	/** Per volume, the position of its last write since the plan was set; -1 for none. */
 	readonly lastWrite: readonly number[];
 	/** Per volume, a view taken exactly after the newest view point since it was asked for. */
-	readonly views: readonly ({ readonly id: number; readonly position: LogPosition } | undefined)[];
+	readonly views: readonly (KeptView | undefined)[];
 }
 
 const REGION_BYTES = 1024 * 1024;

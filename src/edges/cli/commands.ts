@@ -4,7 +4,7 @@
 // all of them with what they import take half a second, one of them a fraction of it.
 
 import { Command, Option } from "commander";
-import { parseAddress, parseClusterSize, parseSize } from "./values.ts";
+import { parseAddress, parseClusterSize, parseCount, parseSeconds, parseSize } from "./values.ts";
 
 /** All commands but help, in the order in which help lists them. */
 export const allCommands = (): Command[] => [
@@ -16,7 +16,12 @@ export const allCommands = (): Command[] => [
 	serveCommand(),
 	statusCommand(),
 	cleanCommand(),
+	snapshotCommand(),
+	undoCommand(),
+	checkCommand(),
+	resizeCommand(),
 	commitCommand(),
+	attachCommand(),
 	versionCommand(),
 ];
 
@@ -79,8 +84,18 @@ const createCommand = (): Command =>
 	new Command("create")
 		.description("make a disk: a new folder that holds or names both images")
 		.argument("<disk>", "the disk's folder, to be made")
-		.addOption(new Option("--size <size>", "size of a new, empty disk").argParser(parseSize).conflicts("second"))
-		.option("--second <image>", "adopt this raw image or block device, in place, as the second image")
+		.addOption(new Option("--size <size>", "size of a new disk").argParser(parseSize).conflicts("second"))
+		.addOption(
+			new Option("--format <format>", "format of a new disk's second image (default: raw)")
+				.choices(["raw", "qcow2"])
+				.conflicts("second"),
+		)
+		.addOption(
+			new Option("--backing <image>", "begin with what this raw or qcow2 image holds; it is never changed").conflicts(
+				"second",
+			),
+		)
+		.option("--second <image>", "adopt this raw or qcow2 image or block device, in place, as the second image")
 		.option("--log-limit <size>", "most host space that the first image may take", parseSize)
 		.option(...JSON_OPTION)
 		.action(async (disk, options) => (await import("./create.ts")).create(disk, options));
@@ -92,14 +107,29 @@ const serveCommand = (): Command =>
 		.addOption(
 			new Option("--socket <path>", "one Unix socket for all disks (default: DISK/nbd.sock each)").conflicts("listen"),
 		)
-		.option("--listen <host:port>", "one TCP address for all disks, without encryption or password", parseAddress)
+		.option("--listen <address>", "one TCP (HOST:PORT) or vsock (vsock:CID:PORT) address for all disks", parseAddress)
 		.addOption(
 			new Option("--clean <when>", "clean continuously, or only by the clean command")
 				.choices(["continuous", "off"])
 				.default("continuous"),
 		)
 		.option("--read-only", "clients can't write; cleaning goes on")
+		.option("--max-clients <count>", "clients that each disk may have at once", parseCount)
+		.addOption(
+			new Option("--request-timeout <seconds>", "close clients that stop in the middle of a request; 0 for never")
+				.argParser(parseSeconds)
+				.default(300_000, "300"),
+		)
+		.option("--idle-timeout <seconds>", "close clients that ask nothing for so long", parseSeconds)
+		.option("--tls-cert <file>", "encrypt, with this certificate of the server (PEM)")
+		.option("--tls-key <file>", "the certificate's key (PEM)")
+		.option("--tls-ca <file>", "authority that signs clients' certificates (PEM)")
+		.option("--tls-verify-peer", "clients need a certificate signed by the authority")
+		.option("--tls-psk <file>", "encrypt, with keys shared with clients: lines of NAME:HEX-KEY")
+		.option("--tls-creds <folder>", "encrypt, with the files that QEMU looks for in such a folder")
+		.option("--tls-optional", "clients without TLS are served as well")
 		.option("--log-limit <size>", "most host space that each first image may take", parseSize)
+		.option("--quarantine <seconds>", "keep dropped blocks for so long, so that undo brings them back", parseSeconds)
 		.option("--accept-changed-image", "serve although the second image was changed since the disk was closed")
 		.option("--print-qemu", "print how to attach each disk to QEMU and libvirt")
 		.option("--json", "print JSON, one line per disk")
@@ -118,6 +148,53 @@ const cleanCommand = (): Command =>
 		.argument("<disk>", "the disk's folder")
 		.option(...JSON_OPTION)
 		.action(async (disk, options) => (await import("./clean.ts")).clean(disk, options));
+
+const snapshotCommand = (): Command =>
+	new Command("snapshot")
+		.description("keep a disk as it is now, readable under a name; or list its snapshots")
+		.argument("<disk>", "the disk's folder")
+		.argument("[name]", "name of the snapshot; without it all are listed")
+		.option("--delete", "delete the snapshot")
+		.option(...JSON_OPTION)
+		.action(async (disk, name, options) => (await import("./snapshot.ts")).snapshot(disk, name, options));
+
+const undoCommand = (): Command =>
+	new Command("undo")
+		.description("bring back blocks that cleaning dropped and the quarantine still holds, with the VM off")
+		.argument("<disk>", "the disk's folder; nobody may serve it")
+		.option("--dry-run", "change nothing; say how much could be brought back")
+		.option(...JSON_OPTION)
+		.action(async (disk, options) => (await import("./undo.ts")).undo(disk, options));
+
+const checkCommand = (): Command =>
+	new Command("check")
+		.description("read all of a disk again and compare it with its checksums; the VM may be running")
+		.argument("<disk>", "the disk's folder")
+		.option("--repair", "repair what can be repaired")
+		.option("--max-rate <size>", "most bytes that are read per second (default: no limit)", parseSize)
+		.option(...JSON_OPTION)
+		.action(async (disk, options) => (await import("./check.ts")).check(disk, options));
+
+const resizeCommand = (): Command =>
+	new Command("resize")
+		.description("give a disk another size; growing it while the VM is running")
+		.argument("<disk>", "the disk's folder")
+		.argument("<size>", "its new size", parseSize)
+		.option(
+			"--shrink",
+			"cut the disk's end off, where the guest's file systems show that it is unused; with the VM off",
+		)
+		.option(...JSON_OPTION)
+		.action(async (disk, size, options) => (await import("./resize.ts")).resize(disk, size, options));
+
+const attachCommand = (): Command =>
+	new Command("attach")
+		.description("bring a disk back to use whose first image is lost")
+		.argument("<disk>", "the disk's folder; nobody may serve it")
+		.requiredOption("--second-only", "from the second image alone, as far as it stands by itself")
+		.option("--accept-broken", "even where the cleaner was interrupted, so that its content is of two different times")
+		.option(...JSON_OPTION)
+		.action(async (disk, options) => (await import("./attach.ts")).attach(disk, options));
 
 const commitCommand = (): Command =>
 	new Command("commit")

@@ -21,5 +21,5 @@ export async function commit(path: string, { json = false }: { readonly json?: b
 	);
 	bar[Symbol.dispose]();
 	if (json) return await printJson({ ...report, second });
-	await print(`${describeCleaning(path, report)}${second} is a whole raw image now.\n`);
+	await print(`${describeCleaning(path, report)}${second} is a whole image of the disk now.\n`);
 }

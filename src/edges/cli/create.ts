@@ -8,6 +8,8 @@ import { print, printJson } from "./output.ts";
 
 interface CreateOptions {
 	readonly size?: number;
+	readonly format?: "raw" | "qcow2";
+	readonly backing?: string;
 	readonly second?: string;
 	readonly logLimit?: number;
 	readonly json?: boolean;
@@ -15,18 +17,24 @@ interface CreateOptions {
 
 export async function create(
 	directory: string,
-	{ size, second, logLimit, json = false }: CreateOptions,
+	{ size, format, backing, second, logLimit, json = false }: CreateOptions,
 ): Promise<void> {
-	if (size === undefined && second === undefined)
+	if (size === undefined && backing === undefined && second === undefined)
 		throw new CommanderError(2, "vmsweep.create", "give --size for a new disk, or --second for an image that is there");
+	const fresh = {
+		kind: "new",
+		...(size === undefined ? {} : { size: byteCount(size) }),
+		...(format === undefined ? {} : { format }),
+		...(backing === undefined ? {} : { backing }),
+	} as const;
 	const { description, notes } = await createDisk({
 		directory,
-		second: second !== undefined ? { kind: "adopt", path: second } : { kind: "new", size: byteCount(size!) },
+		second: second === undefined ? fresh : { kind: "adopt", path: second },
 		...(logLimit === undefined ? {} : { limitBytes: logLimit }),
 	});
 	if (json) return await printJson({ path: directory, ...description, notes });
 	const shown = relative(".", directory) || ".";
-	const around = second === undefined ? "" : ` around ${second}`;
+	const around = second !== undefined ? ` around ${second}` : backing !== undefined ? ` on ${backing}` : "";
 	const lines = [
 		`${shown}: made, ${formatBytes(description.size)}${around}`,
 		...notes.map((note) => `note: ${note}`),

@@ -110,6 +110,7 @@ test("snippets quote what each hypervisor would take apart", () => {
 		size: byteCount(2 ** 30),
 		readOnly: true,
 		address: { kind: "unix", path: "/srv/it's, here" },
+		tls: null,
 		uri: "",
 	} as const;
 	assert.equal(
@@ -127,6 +128,12 @@ test("snippets quote what each hypervisor would take apart", () => {
 		qemuArguments(tcp),
 		/^-blockdev driver=nbd,node-name=vmsweep-web01,server\.type=inet,server\.host=::1,server\.port=10809,/,
 	);
+	assert.match(
+		qemuArguments({ ...tcp, tls: "certificate" }),
+		/^-object tls-creds-x509,id=tls0,endpoint=client,dir=\S+ -blockdev .*,tls-creds=tls0,/,
+	);
+	assert.match(qemuArguments({ ...tcp, tls: "keys" }), /^-object tls-creds-psk,/);
+	assert.match(libvirtDisk({ ...tcp, tls: "certificate" }), /<source protocol="nbd" name="web01" tls="yes">/);
 });
 
 test("log lines on a terminal are plain", () => {

@@ -49,8 +49,19 @@ function describeServed(disk: DiskStatus): string {
 			`${formatBytes(first.hostBytes)} on the host, ${formatBytes(first.usedBytes)} in use, limit ${formatBytes(first.limitBytes)}`,
 		],
 		["", first.path],
-		["second image", `${formatBytes(second.hostBytes)} on the host`],
+		[
+			"second image",
+			`${formatBytes(second.hostBytes)} on the host, ${
+				second.state === "needs-first-image"
+					? "needs the first image"
+					: `by itself the disk as it was at position ${second.standsAt} (${second.stoodAt ?? "time unknown"})`
+			}`,
+		],
 		["", second.path],
+		...disk.snapshots.map(({ name, created, hostBytes }) => [
+			`snapshot ${name}`,
+			`${created}, keeps ${formatBytes(hostBytes)}`,
+		]),
 		[
 			"guest",
 			`read ${formatBytes(guest.readBytes)}, wrote ${formatBytes(guest.writtenBytes)}, ${count(guest.flushes, "flush", "flushes")}`,
@@ -82,6 +93,7 @@ function describeResting(disk: RestingDiskStatus): string {
 	const { first, second, problems } = disk;
 	const state = {
 		whole: ", whole by itself",
+		stands: `, by itself the disk as it was at position ${second.standsAt} (${second.stoodAt ?? "time unknown"})`,
 		"needs-first-image": ", needs the first image",
 	};
 	const facts = [

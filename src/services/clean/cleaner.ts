@@ -10,21 +10,25 @@
 //   quiet guest     segments are moved once they have been closed for SETTLE_MS, and free ones given back
 //   busy guest      the log is left to absorb: much of it will be overwritten or deleted, and needs no copy;
 //                   free segments stay allocated, since writing into warm ones is several times faster
-//   EAGER_SHARE     of the limit used: segments are moved all the same, resting as long as each batch took
+//   EAGER_SHARE     of the limit used: segments are moved all the same, with rests that become shorter as the log fills
 //   URGENT_SHARE    used, or clients wait for room: no rests, and blocks that only wait to be dropped are moved
 //                   like used ones, since moving is always right
 
 import type { SecondImage } from "../../adapters/images/second-image.ts";
-import type { DataPlane } from "../../adapters/plane/data-plane.ts";
-import type { PlaneStatus } from "../../adapters/plane/messages.ts";
+import type { Liveness } from "../../adapters/plane/connection.ts";
+import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
 import { LastWritten } from "../../core/cleaner/last-written.ts";
 import { wholeBlocks } from "../../core/cleaner/plan.ts";
 import { type BlockRun, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
-import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
-import { Dropper } from "./dropper.ts";
+import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition, logPosition } from "../../foundations/units.ts";
+import { type Allocated, Dropper } from "./dropper.ts";
+import { Fold } from "./fold.ts";
 import { Mover } from "./mover.ts";
+import { provenRuns } from "./proven.ts";
+import { Quarantine } from "./quarantine.ts";
+import { SecondWriter } from "./second-writer.ts";
 import { type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
 
 /** A segment is moved once it has been closed for this long: what is deleted soon is never copied. */
@@ -32,6 +36,8 @@ const SETTLE_MS = 5_000;
 /** Above this share of the log's limit segments are moved whatever their age. */
 const EAGER_SHARE = 0.5;
 const URGENT_SHARE = 0.75;
+/** Longest rest of an active guest's cleaner, as a multiple of the batch before it. */
+const REST_MAX = 4;
 /** A guest that appends less than this per second is quiet. */
 const QUIET_BYTES_PER_SECOND = 16 * 1024 * 1024;
 const MEASURE_SECONDS = 0.5;
@@ -39,14 +45,50 @@ const MEASURE_SECONDS = 0.5;
 const SEGMENTS_PER_ROUND = 4;
 /** Rounds of flushing in one go: two make a segment free, one more starts when writes came in between. */
 const FREEING_FLUSHES = 3;
+/** The second image is made complete at most this often: each time costs two durable records. */
+const FOLD_MS = 30_000;
+/** Only when so little is left that ordinary rounds have moved the rest, in bytes: what is deleted soon isn't copied. */
+const FOLD_BYTES_MAX = 32 * 1024 * 1024;
+
+/** Times that volumes are looked at anew for `proven`, where the guest divides its disk meanwhile. */
+const JUDGE_ATTEMPTS = 3;
 
 /** What the cleaner works on. */
 export interface CleanerDisk {
-	readonly plane: DataPlane;
+	readonly plane: PlanePort;
 	readonly firstFd: number;
 	readonly second: SecondImage;
 	readonly readView: ReadView;
+	/** The newest complete snapshot; undefined for none. */
+	readonly newestSnapshot: () => string | undefined;
+	/** Resolves once it is durably noted that the second image doesn't stand by itself any more. */
+	readonly beforeChange: () => Promise<void>;
+	/** The second image equals the disk at this position, a guest's commit point where one is known, durably. */
+	readonly onFolded: (position: LogPosition) => Promise<void>;
+	/** Ends a fold early: the disk is being closed. */
+	readonly closing: AbortSignal;
+	/** For how long dropped blocks can be brought back; 0: not at all. */
+	readonly quarantineMs: number;
 }
+
+/** What the cleaner asks of the world around the disk. The crash simulation has a world of its own. */
+export interface CleanerWorld {
+	readonly identify: (
+		plane: PlanePort,
+		readView: ReadView,
+	) => Promise<Pick<Volumes, "list" | "judge" | "isStillTheSame">>;
+	readonly allocated: (second: SecondImage) => Allocated;
+	/** Milliseconds from some start; only grows. */
+	readonly now: () => number;
+	readonly rest: (milliseconds: number) => Promise<void>;
+}
+
+const realWorld: CleanerWorld = {
+	identify: (plane, readView) => Volumes.identify(plane, readView),
+	allocated: ({ held }) => held,
+	now: () => performance.now(),
+	rest: (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds)),
+};
 
 /** Totals since the disk is served. */
 export interface CleanerCounters {
@@ -83,8 +125,12 @@ export interface RoundOptions {
 
 export class Cleaner {
 	readonly #disk: CleanerDisk;
+	readonly #world: CleanerWorld;
 	readonly #dropper: Dropper;
 	readonly #mover: Mover;
+	readonly #fold: Fold;
+	readonly #quarantine: Quarantine;
+	readonly #lastWritten: LastWritten;
 	readonly #firstSeen = new Map<number, number>();
 	/** Per volume: free blocks that were too young when they were last looked at. */
 	readonly #young = new Map<ServedVolume, readonly BlockRun[]>();
@@ -97,19 +143,32 @@ export class Cleaner {
 		groupsLastPass: 0,
 		punchedBytes: 0,
 	};
-	#volumes: Volumes | undefined;
+	#volumes: Awaited<ReturnType<CleanerWorld["identify"]>> | undefined;
 	/** What the guest wrote by when, for its rate. */
 	#measured: { at: number; position: number };
 	#quiet = true;
+	/** The newest verdict's volume, and the view in which it was reached. */
+	#point: { readonly volume: ServedVolume; readonly view: ViewHandle } | undefined;
+	#foldedTime = Number.NEGATIVE_INFINITY;
+	#foldedAt = -1;
+	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
+	#changedThrough = 0;
 
 	/** @param opened the log's position when the disk was opened */
-	constructor(disk: CleanerDisk, opened: LogPosition) {
+	constructor(disk: CleanerDisk, opened: LogPosition, world: CleanerWorld = realWorld) {
 		const { plane, firstFd, second } = disk;
 		const lastWritten = new LastWritten(divCeil(second.size, BLOCK_SIZE), opened);
 		this.#disk = disk;
-		this.#measured = { at: performance.now(), position: opened };
-		this.#dropper = new Dropper(plane, second, lastWritten);
-		this.#mover = new Mover(plane, firstFd, second, this.#dropper, lastWritten);
+		this.#lastWritten = lastWritten;
+		this.#world = world;
+		this.#measured = { at: world.now(), position: opened };
+		const { newestSnapshot, beforeChange, quarantineMs } = disk;
+		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, beforeChange });
+		this.#dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
+		this.#mover = new Mover(plane, writer, this.#dropper, lastWritten);
+		this.#fold = new Fold(plane, writer, this.#dropper, lastWritten);
+		this.#quarantine = new Quarantine(plane, quarantineMs, world.now);
+		this.#dropper.quarantined = quarantineMs > 0;
 	}
 
 	volumes(): VolumeStatus[] {
@@ -128,15 +187,17 @@ export class Cleaner {
 		const before = progressOf(this.counters);
 		this.counters.rounds++;
 		await this.#measureGuest();
-		await this.#dropUnused();
+		await this.#quarantine.hold(EAGER_SHARE);
+		await this.#judge((verdict) => this.#act(verdict));
 		await this.#moveSettled(options);
+		await this.#foldSettled();
 		await this.#free(options.everything === true);
 		return progressOf(this.counters) - before;
 	}
 
 	async #measureGuest(): Promise<void> {
 		const { position } = await this.#disk.plane.ask("status");
-		const now = performance.now();
+		const now = this.#world.now();
 		const seconds = (now - this.#measured.at) / 1000;
 		if (seconds < MEASURE_SECONDS) return;
 		const rate = ((position - this.#measured.position) * BLOCK_SIZE) / seconds;
@@ -144,13 +205,28 @@ export class Cleaner {
 		this.#measured = { at: now, position };
 	}
 
+	/** What is proven about the disk's blocks now; drops nothing. Not while a round runs. */
+	async proven(): Promise<Liveness> {
+		for (let attempt = 0; attempt < JUDGE_ATTEMPTS; attempt++) {
+			await this.#judge((verdict) => Promise.resolve(this.#rememberVerdict(verdict)));
+			if (this.#volumes !== undefined) return provenRuns(this.#volumes.list);
+		}
+		return provenRuns([]);
+	}
+
+	/** Leaves what a verdict lets go to the next round. */
+	#rememberVerdict({ volume, state }: Verdict): void {
+		if (state.kind === "ready") this.#young.set(volume, this.#candidates(volume, state.changed));
+	}
+
 	// ---- Dropping -----------------------------------------------------------------------------------------
 
-	async #dropUnused(): Promise<void> {
+	/** Looks at what the guest wrote, and has `act` done with each new verdict. */
+	async #judge(act: (verdict: Verdict) => Promise<void>): Promise<void> {
 		const { plane, readView } = this.#disk;
 		if (this.#volumes === undefined) {
 			this.#young.clear();
-			this.#volumes = await Volumes.identify(plane, readView);
+			this.#volumes = await this.#world.identify(plane, readView);
 		}
 		const collected = await plane.ask("collect");
 		if (collected.lost || (collected.identityTouched && !(await this.#volumes.isStillTheSame()))) {
@@ -160,21 +236,22 @@ export class Cleaner {
 		}
 		for (const verdict of await this.#volumes.judge(collected)) {
 			try {
-				await this.#act(verdict);
+				await act(verdict);
 			} finally {
-				await plane.ask("releaseView", verdict.view.id);
+				await this.#keepPoint(verdict);
 			}
 			if (verdict.state.watchChanged) this.#volumes = undefined;
 		}
 	}
 
-	async #act({ volume, state }: Verdict): Promise<void> {
+	async #act({ volume, view, state }: Verdict): Promise<void> {
 		const { counters } = this;
 		counters.metadataBytesRead += state.metadataBytesRead;
 		if (state.metadataBytesRead > 0) counters.metadataBytesLastPass = state.metadataBytesRead;
 		if (state.kind !== "ready") return;
 		if (state.metadataBytesRead > 0) counters.groupsLastPass = state.groupsRead;
 		const free = this.#candidates(volume, state.changed);
+		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
 		const { droppedBytes, young } = await this.#dropper.drop(free, state.settled);
 		this.#young.set(volume, young);
 		counters.droppedBytes += droppedBytes;
@@ -210,7 +287,7 @@ export class Cleaner {
 		const { plane } = this.#disk;
 		const status = await plane.ask("status");
 		const urgent = isUrgent(status);
-		const started = performance.now();
+		const started = this.#world.now();
 		const view = await plane.ask("takeView");
 		try {
 			const sealed = (await plane.ask("segments")).filter(
@@ -225,7 +302,10 @@ export class Cleaner {
 			assert(await plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
 			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flat());
 			for (const segment of due) {
-				const { movedBytes, keptBlocks } = await this.#mover.moveSegment(segment, view, keep);
+				const { movedBytes, keptBlocks, zeroedBlocks } = await this.#mover.moveSegment(segment, view, keep);
+				// A zeroed block may have been written and zeroed again by now.
+				const through = zeroedBlocks > 0 ? (await plane.ask("status")).guestEntries : segment.endGuestEntries;
+				this.#changedThrough = Math.max(this.#changedThrough, through);
 				this.counters.movedBytes += movedBytes;
 				// Later segments can't be freed before this one.
 				if (keptBlocks > 0) break;
@@ -233,18 +313,20 @@ export class Cleaner {
 		} finally {
 			await plane.ask("releaseView", view.id);
 		}
-		if (!urgent && !everything) await this.#rest(status, performance.now() - started);
+		if (!urgent && !everything) await this.#rest(status, this.#world.now() - started);
 	}
 
-	/** While the guest is active, rests as long as the last batch took. */
+	/** While the guest is active, rests a multiple of what the last batch took: the fuller the log, the less. */
 	async #rest(before: PlaneStatus, milliseconds: number): Promise<void> {
 		const status = await this.#disk.plane.ask("status");
 		if (activityOf(status) === activityOf(before) || isUrgent(status)) return;
-		await new Promise((resolve) => setTimeout(resolve, milliseconds));
+		const room = URGENT_SHARE - status.usedBytes / status.limitBytes;
+		const share = Math.min(1, Math.max(0, room / (URGENT_SHARE - EAGER_SHARE)));
+		await this.#world.rest(milliseconds * REST_MAX * share);
 	}
 
 	#remember(sealed: readonly SegmentInfo[]): void {
-		const now = performance.now();
+		const now = this.#world.now();
 		const known = new Set(sealed.map(({ sequence }) => sequence));
 		for (const sequence of this.#firstSeen.keys()) if (!known.has(sequence)) this.#firstSeen.delete(sequence);
 		for (const { sequence } of sealed) if (!this.#firstSeen.has(sequence)) this.#firstSeen.set(sequence, now);
@@ -252,7 +334,76 @@ export class Cleaner {
 
 	#isDue(segment: SegmentInfo, status: PlaneStatus): boolean {
 		if (segment.liveSlots === 0 || status.usedBytes > EAGER_SHARE * status.limitBytes) return true;
-		return this.#quiet && performance.now() - this.#firstSeen.get(segment.sequence)! >= SETTLE_MS;
+		return this.#quiet && this.#world.now() - this.#firstSeen.get(segment.sequence)! >= SETTLE_MS;
+	}
+
+	// ---- Folding ------------------------------------------------------------------------------------------
+
+	/** Keeps the view of the newest verdict: a commit point of the guest, worth folding. */
+	async #keepPoint({ volume, view, state }: Verdict): Promise<void> {
+		const old = state.kind === "ready" ? this.#point?.view : view;
+		if (state.kind === "ready") this.#point = { volume, view };
+		if (old !== undefined) await this.#disk.plane.ask("releaseView", old.id);
+	}
+
+	/** Lets go of the newest commit point's view, which holds segments. */
+	async #forgetPoint(): Promise<void> {
+		const point = this.#point;
+		this.#point = undefined;
+		if (point !== undefined) await this.#disk.plane.ask("releaseView", point.view.id);
+	}
+
+	/** Now and then, while the guest is quiet, makes the second image complete at the newest commit point. */
+	async #foldSettled(): Promise<void> {
+		const { plane, onFolded, second } = this.#disk;
+		const point = this.#point;
+		if (point === undefined) return;
+		const now = this.#world.now();
+		const status = await plane.ask("status");
+		const isExact = point.view.guestEntries >= this.#changedThrough && point.view.position > this.#foldedAt;
+		const isDue = this.#quiet && now - this.#foldedTime >= FOLD_MS;
+		// A view holds segments: it's let go of unless it is folded now.
+		if (!isExact || !isDue || isUrgent(status) || (await this.#liveBytes()) > FOLD_BYTES_MAX)
+			return await this.#forgetPoint();
+		await plane.ask("flush");
+		assert(await plane.ask("isDurable", point.view.id), "a flush that began after a view makes it durable");
+		const unused = this.#young.get(point.volume) ?? [];
+		const moved = await this.#fold.run(point.view, second.size / BLOCK_SIZE, { unused, signal: this.#disk.closing });
+		await this.#forgetPoint();
+		if (moved === undefined) return;
+		this.counters.movedBytes += moved;
+		this.#foldedTime = now;
+		this.#foldedAt = point.view.position;
+		await onFolded(point.view.position);
+	}
+
+	/** What of the guest's data is in the first image. */
+	async #liveBytes(): Promise<number> {
+		const segments = await this.#disk.plane.ask("segments");
+		return segments.reduce((bytes, { liveSlots }) => bytes + liveSlots * BLOCK_SIZE, 0);
+	}
+
+	/** Makes the second image equal a view; it must be durable. Undefined where the disk is being closed. */
+	async foldView(view: ViewHandle): Promise<number | undefined> {
+		assert(view.guestEntries >= this.#changedThrough, "a view is folded over newer content");
+		const { second, closing } = this.#disk;
+		const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused: [], signal: closing });
+		this.counters.movedBytes += moved ?? 0;
+		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		return moved;
+	}
+
+	/** The disk has another size: what was known of how it is divided is out of date. */
+	resized(): void {
+		const { second } = this.#disk;
+		this.#lastWritten.resize(divCeil(second.size, BLOCK_SIZE));
+		this.#volumes = undefined;
+	}
+
+	/** Gives up blocks that the guest map of a resting disk proves unused. Returns how many. */
+	async giveUp(runs: readonly BlockRun[]): Promise<number> {
+		this.#changedThrough = (await this.#disk.plane.ask("status")).guestEntries;
+		return (await this.#dropper.drop(runs, logPosition(Number.MAX_SAFE_INTEGER))).droppedBytes / BLOCK_SIZE;
 	}
 
 	// ---- Freeing ------------------------------------------------------------------------------------------

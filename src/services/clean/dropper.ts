@@ -7,19 +7,21 @@
 // Where each condition of docs/live-safety.md is kept: E1, E5, E6, E7 in the file system's reader, E2 in `planDrops`,
 // E3 and L5 in the data plane's `dropped` (unchanged since the view), E4 and L4 by `isDurable`, L8 in `wholeBlocks`.
 
-import type { SecondImage } from "../../adapters/images/second-image.ts";
-import { AllocatedRuns } from "../../adapters/os/allocated-runs.ts";
-import type { DataPlane } from "../../adapters/plane/data-plane.ts";
-import { LOCATED_STRIDE, type ViewHandle } from "../../adapters/plane/messages.ts";
+import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
+import { LOCATED_STRIDE, type PlanePort, type ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
 import { appendRun, type BlockRun, blocksIn, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
-import { BLOCK_SIZE, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
+import { BLOCK_SIZE, type LogPosition } from "../../foundations/units.ts";
+import type { SecondWriter } from "./second-writer.ts";
 
 /** Runs handed to the data plane at once: bounds how long the guest waits for it. */
 const RUNS_PER_CALL = 4096;
+
+/** Tells which parts of the disk hold something in the second image. */
+export type Allocated = HeldParts;
 
 /** What one pass dropped and what has to wait. */
 export interface Dropped {
@@ -29,16 +31,27 @@ export interface Dropped {
 }
 
 export class Dropper {
-	readonly #plane: DataPlane;
+	readonly #plane: PlanePort;
 	readonly #second: SecondImage;
+	readonly #writer: SecondWriter;
 	readonly #lastWritten: LastWritten;
-	readonly #allocated: AllocatedRuns;
+	readonly #allocated: Allocated;
+	/** Dropped blocks may be wanted back: they are punched later, with their segment. */
+	quarantined = false;
 
-	constructor(plane: DataPlane, second: SecondImage, lastWritten: LastWritten) {
+	/** @param allocated which parts of the second image take space; by default it is asked itself */
+	constructor(
+		plane: PlanePort,
+		second: SecondImage,
+		writer: SecondWriter,
+		lastWritten: LastWritten,
+		allocated: Allocated = second.held,
+	) {
 		this.#plane = plane;
 		this.#second = second;
+		this.#writer = writer;
 		this.#lastWritten = lastWritten;
-		this.#allocated = new AllocatedRuns(second.fd);
+		this.#allocated = allocated;
 	}
 
 	/**
@@ -82,17 +95,17 @@ export class Dropper {
 			if (value === ZERO) continue;
 			if (value !== ABSENT) placed.push({ block, count, place: "first", position: located[i + 4]! });
 			else
-				for (const stored of this.#storedBlocks(block, count))
+				for await (const stored of this.#storedBlocks(block, count))
 					placed.push({ ...stored, place: "second", position: -1 });
 		}
 		return placed;
 	}
 
 	/** The blocks of a run that take space in the second image. */
-	*#storedBlocks(block: number, count: number): Generator<BlockRun> {
+	async *#storedBlocks(block: number, count: number): AsyncGenerator<BlockRun> {
 		const size = this.#second.size;
 		const end = Math.min((block + count) * BLOCK_SIZE, size);
-		for (const data of this.#allocated.within(block * BLOCK_SIZE, end)) {
+		for await (const data of this.#allocated.within(block * BLOCK_SIZE, end)) {
 			const first = Math.floor(data.start / BLOCK_SIZE);
 			yield { block: first, count: Math.ceil(data.end / BLOCK_SIZE) - first };
 		}
@@ -100,17 +113,16 @@ export class Dropper {
 
 	async #apply(view: ViewHandle, runs: readonly BlockRun[]): Promise<number> {
 		const applied = unpackRuns(await this.#plane.ask("dropped", { runs: packRuns(runs), view: view.id }));
-		await this.punch(applied);
+		if (!this.quarantined) await this.punch(applied);
 		return blocksIn(applied) * BLOCK_SIZE;
 	}
 
 	/** Frees blocks that read as zeros in the second image, and then takes their mark off the first. */
 	async punch(runs: readonly BlockRun[]): Promise<void> {
 		if (runs.length === 0) return;
-		for (const { block, count } of runs)
-			for (const stored of this.#storedBlocks(block, count))
-				await this.#second.punch(byteOffset(stored.block * BLOCK_SIZE), byteCount(stored.count * BLOCK_SIZE));
-		await this.#second.flush();
+		const stored: BlockRun[] = [];
+		for (const { block, count } of runs) for await (const run of this.#storedBlocks(block, count)) stored.push(run);
+		await this.#writer.punch(runs, stored);
 		await this.#plane.ask("punched", packRuns(runs));
 	}
 }

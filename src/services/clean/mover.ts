@@ -9,34 +9,33 @@
 //  - the copy is durable before the index points at it
 // A crash at any point leaves the segment's blocks where they were; they are moved again.
 
-import type { SecondImage } from "../../adapters/images/second-image.ts";
-import type { DataPlane } from "../../adapters/plane/data-plane.ts";
-import type { ViewHandle } from "../../adapters/plane/messages.ts";
+import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
-import { type LiveRun, packLiveRuns, partOf, planCopies, unpackLiveRuns } from "../../core/cleaner/plan.ts";
+import { type LiveRun, packLiveRuns, partOf, unpackLiveRuns } from "../../core/cleaner/plan.ts";
 import { type BlockRun, blocksIn, subtract, unpackRuns } from "../../core/cleaner/runs.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
 import type { Dropper } from "./dropper.ts";
+import type { SecondWriter } from "./second-writer.ts";
 
 /** What became of one segment. */
 export interface SegmentOutcome {
 	readonly movedBytes: number;
 	/** Blocks left in it on purpose: unused, but too young to be dropped. */
 	readonly keptBlocks: number;
+	/** Blocks of its zeroed ranges that were punched; the guest may have zeroed them again since. */
+	readonly zeroedBlocks: number;
 }
 
 export class Mover {
-	readonly #plane: DataPlane;
-	readonly #second: SecondImage;
-	readonly #firstFd: number;
+	readonly #plane: PlanePort;
+	readonly #writer: SecondWriter;
 	readonly #dropper: Dropper;
 	readonly #lastWritten: LastWritten;
 
-	constructor(plane: DataPlane, firstFd: number, second: SecondImage, dropper: Dropper, lastWritten: LastWritten) {
+	constructor(plane: PlanePort, writer: SecondWriter, dropper: Dropper, lastWritten: LastWritten) {
 		this.#plane = plane;
-		this.#firstFd = firstFd;
-		this.#second = second;
+		this.#writer = writer;
 		this.#dropper = dropper;
 		this.#lastWritten = lastWritten;
 	}
@@ -53,13 +52,12 @@ export class Mover {
 		const movedBytes = await this.#move(used, view);
 		const zeroed = unpackRuns(await this.#plane.ask("zeroRuns", segment.sequence));
 		await this.#dropper.punch(zeroed);
-		return { movedBytes, keptBlocks: blocksIn(live) - blocksIn(used) };
+		return { movedBytes, keptBlocks: blocksIn(live) - blocksIn(used), zeroedBlocks: blocksIn(zeroed) };
 	}
 
 	async #move(runs: readonly LiveRun[], view: ViewHandle): Promise<number> {
 		if (runs.length === 0) return 0;
-		await this.#second.copyFrom(this.#firstFd, planCopies(runs));
-		await this.#second.flush();
+		await this.#writer.copy(runs);
 		return (await this.#plane.ask("moved", { runs: packLiveRuns(runs), view: view.id })) * BLOCK_SIZE;
 	}
 }

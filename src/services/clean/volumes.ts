@@ -9,8 +9,7 @@
 // A watch plan must be in force before the view on which a live volume starts: otherwise a write between the two
 // would be missed. So identification sets the plan, takes a newer view, and starts over where the plan changed.
 
-import type { DataPlane } from "../../adapters/plane/data-plane.ts";
-import type { ViewHandle } from "../../adapters/plane/messages.ts";
+import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/plane/watch.ts";
 import { Ext4LiveVolume } from "../../core/filesystems/ext4/live.ts";
 import type { LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
@@ -54,12 +53,12 @@ export interface Verdict {
 export type ReadView = (view: ViewHandle) => ByteSource;
 
 export class Volumes {
-	readonly #plane: DataPlane;
+	readonly #plane: PlanePort;
 	readonly #readView: ReadView;
 	readonly #identity: string;
 	readonly list: readonly ServedVolume[];
 
-	private constructor(plane: DataPlane, readView: ReadView, list: readonly ServedVolume[], identity: string) {
+	private constructor(plane: PlanePort, readView: ReadView, list: readonly ServedVolume[], identity: string) {
 		this.#plane = plane;
 		this.#readView = readView;
 		this.list = list;
@@ -67,7 +66,7 @@ export class Volumes {
 	}
 
 	/** Identifies the disk's volumes and starts to watch them. */
-	static async identify(plane: DataPlane, readView: ReadView): Promise<Volumes> {
+	static async identify(plane: PlanePort, readView: ReadView): Promise<Volumes> {
 		let planned = "";
 		for (let round = 0; ; round++) {
 			const view = await plane.ask("takeView");

@@ -1,0 +1,47 @@
+// Called: what the handlers of the control plane's calls have in common.
+
+import type { HostFile } from "../../core/log/host-file.ts";
+import type { SecondSums } from "../../core/log/second-sums.ts";
+import type { PlaneCall, PlaneCalls } from "./messages.ts";
+import type { Plane } from "./plane.ts";
+import type { Snapshots } from "./snapshots.ts";
+
+/** One handler per call: calls exactly one of `done` and `fail`, now or later; or throws. */
+export type Handlers<Calls extends PlaneCall = PlaneCall> = {
+	readonly [K in Calls]: (
+		input: PlaneCalls[K]["input"],
+		done: (output: PlaneCalls[K]["output"]) => void,
+		fail: (error: unknown) => void,
+	) => void;
+};
+
+/** What the calls need of a plane: all but clients, so that they also run where there are none. */
+export type CalledPlane = Pick<
+	Plane,
+	| "log"
+	| "viewPoints"
+	| "ages"
+	| "counters"
+	| "clientCount"
+	| "stalledCount"
+	| "attach"
+	| "flush"
+	| "datasync"
+	| "writeSecondTables"
+	| "resize"
+	| "readWhole"
+	| "drain"
+	| "stop"
+	| "refuseWhenFull"
+	| "resumeStalled"
+>;
+
+/** What the calls work on besides the plane. */
+export interface PlaneFiles {
+	/** The first image's. */
+	readonly file: HostFile;
+	readonly sums: SecondSums;
+	/** Descriptor of the checksums' file, for `datasync`. */
+	readonly sumsFd: number;
+	readonly snapshots: Snapshots;
+}

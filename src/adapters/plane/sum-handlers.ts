@@ -1,0 +1,43 @@
+// Sum handlers: the calls about checksums. See second-sums.ts for the order that they have to be made in.
+
+import { ABSENT, ZERO } from "../../core/log/first-image.ts";
+import * as sys from "../os/syscalls.ts";
+import type { CalledPlane, Handlers, PlaneFiles } from "./called.ts";
+
+type SumCalls = "noteCopied" | "forgetSums" | "sums" | "secondSums" | "scrub";
+
+export function sumHandlers(
+	{ log, viewPoints, datasync }: CalledPlane,
+	{ sums, sumsFd }: PlaneFiles,
+): Handlers<SumCalls> {
+	/** Writes what was changed and answers once it is durable. */
+	const save = (done: (output: undefined) => void, fail: (error: unknown) => void): void => {
+		sums.write();
+		datasync(sumsFd, (result) => {
+			if (result < 0) fail(sys.hostError(result, "flushing the second image's checksums"));
+			else done(undefined);
+		});
+	};
+	return {
+		noteCopied: (runs, done, fail) => {
+			for (let i = 0; i + 2 < runs.length; i += 3)
+				for (let j = 0; j < runs[i + 1]!; j++) sums.set(runs[i]! + j, log.sumOfSlot(runs[i + 2]! + j));
+			save(done, fail);
+		},
+		forgetSums: (runs, done, fail) => {
+			for (let i = 0; i + 1 < runs.length; i += 2) sums.forget(runs[i]!, runs[i + 1]!);
+			save(done, fail);
+		},
+		sums: ({ view, block, count }, done) => {
+			const found = new Uint32Array(count);
+			viewPoints.view(view).runs(block, count, (value, start, length) => {
+				if (value === ZERO) return;
+				for (let i = 0; i < length; i++)
+					found[start - block + i] = value === ABSENT ? sums.get(start + i) : log.sumOfSlot(value + i);
+			});
+			done(found);
+		},
+		secondSums: ({ block, count }, done) => done(Uint32Array.from({ length: count }, (_, i) => sums.get(block + i))),
+		scrub: ({ sequence, from }, done) => done(log.scrub(sequence, from)),
+	};
+}

@@ -1,0 +1,100 @@
+// Fold: makes the second image by itself what a view of the disk shows.
+//
+//   view ─► its blocks in the first image ─► copied, in the order of the disk ┐
+//        └► its zeros                      ─► punched                         ┴► the second image equals the view
+//
+// The cleaner's ordinary rounds move what the oldest segments still hold now; a fold moves what its view held, also
+// what the guest has overwritten since. The view must be durable, and nobody else changes the second image meanwhile.
+//
+// What must never happen: older content over newer. So only blocks are touched of which the log has something now, the
+// view's content or newer: the guest reads that, whatever the fold writes. And the caller sees to it that nothing newer than
+// the view was moved or punched before: a power cut could otherwise take back the log's newer content, and show the
+// fold's (docs/live-safety.md, "Earlier states").
+
+import { LOCATED_STRIDE, type PlanePort, type ViewHandle } from "../../adapters/plane/messages.ts";
+import type { LastWritten } from "../../core/cleaner/last-written.ts";
+import { type LiveRun, packLiveRuns } from "../../core/cleaner/plan.ts";
+import { type BlockRun, blocksIn, joinRuns, subtract } from "../../core/cleaner/runs.ts";
+import { ABSENT, ZERO } from "../../core/log/first-image.ts";
+import { BLOCK_SIZE, byteOffset } from "../../foundations/units.ts";
+import type { Dropper } from "./dropper.ts";
+import type { SecondWriter } from "./second-writer.ts";
+
+/** Blocks looked up in one call: 256 MiB of the disk. */
+const BLOCKS_AT_ONCE = 65_536;
+/** Blocks copied before they are made durable: 8 MiB. */
+const COPIED_AT_ONCE = 2048;
+
+export interface FoldOptions {
+	/** Blocks of the view that nothing in it uses: left where they are. Sorted. */
+	readonly unused: readonly BlockRun[];
+	/** Stops early; the second image is then between two states. */
+	readonly signal: AbortSignal;
+}
+
+export class Fold {
+	readonly #plane: PlanePort;
+	readonly #writer: SecondWriter;
+	readonly #dropper: Dropper;
+	readonly #lastWritten: LastWritten;
+
+	constructor(plane: PlanePort, writer: SecondWriter, dropper: Dropper, lastWritten: LastWritten) {
+		this.#plane = plane;
+		this.#writer = writer;
+		this.#dropper = dropper;
+		this.#lastWritten = lastWritten;
+	}
+
+	/** Returns the bytes that were moved, or undefined where it was stopped. */
+	async run(view: ViewHandle, blocks: number, { unused, signal }: FoldOptions): Promise<number | undefined> {
+		// Dropped blocks that an operator may still want back stay as they are: nothing in the view uses them.
+		const spared = joinRuns([...unused, ...(await this.#recoverable())]);
+		let moved = 0;
+		let batch: LiveRun[] = [];
+		let batchBlocks = 0;
+		for (let block = 0; block < blocks; block += BLOCKS_AT_ONCE) {
+			const count = Math.min(BLOCKS_AT_ONCE, blocks - block);
+			const located = await this.#plane.ask("locateLogged", { view: view.id, block, count });
+			const zeros: BlockRun[] = [];
+			for (let i = 0; i < located.length; i += LOCATED_STRIDE) {
+				const [start, length, value, at] = located.subarray(i);
+				if (value === ABSENT) continue;
+				for (const part of subtract({ block: start!, count: length! }, spared)) {
+					if (value === ZERO) {
+						zeros.push(part);
+						continue;
+					}
+					for (let from = 0; from < part.count; ) {
+						const step = Math.min(part.count - from, COPIED_AT_ONCE - batchBlocks);
+						const skip = part.block + from - start!;
+						const run = { block: part.block + from, count: step };
+						batch.push({ ...run, slot: value! + skip, at: byteOffset(at! + skip * BLOCK_SIZE) });
+						batchBlocks += step;
+						from += step;
+						if (batchBlocks < COPIED_AT_ONCE) continue;
+						moved += await this.#move(batch, view);
+						batch = [];
+						batchBlocks = 0;
+						if (signal.aborted) return undefined;
+					}
+				}
+			}
+			await this.#dropper.punch(zeros);
+			if (signal.aborted) return undefined;
+		}
+		return moved + (await this.#move(batch, view));
+	}
+
+	async #move(runs: readonly LiveRun[], view: ViewHandle): Promise<number> {
+		if (runs.length === 0) return 0;
+		for (const run of runs) this.#lastWritten.moved(run, view.position);
+		await this.#writer.copy(runs);
+		await this.#plane.ask("moved", { runs: packLiveRuns(runs), view: view.id });
+		return blocksIn(runs) * BLOCK_SIZE;
+	}
+
+	async #recoverable(): Promise<BlockRun[]> {
+		const found = await this.#plane.ask("undoable");
+		return Array.from({ length: found.length / 4 }, (_, i) => ({ block: found[i * 4]!, count: found[i * 4 + 1]! }));
+	}
+}

@@ -1,0 +1,118 @@
+// Second writer: the one place where a served disk's second image is changed. Whoever moves or punches does it through
+// here, so that what must happen before, in this order, can't be forgotten:
+//
+//   changes ─► the record beside the image says that it doesn't stand by itself any more
+//           ─► what snapshots still need of it is kept for them      (live-safety L7)
+//           ─► checksums of what is punched are forgotten
+//           ─► copy or punch ─► new checksums ─► all durable
+//
+// Only then may the caller tell the data plane to look there.
+
+import type { SecondImage } from "../../adapters/images/second-image.ts";
+import type { PlanePort } from "../../adapters/plane/messages.ts";
+import { type LiveRun, packLiveRuns, planCopies } from "../../core/cleaner/plan.ts";
+import { type BlockRun, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
+import { readVerified } from "../verified-read.ts";
+
+/** Blocks that are kept for a snapshot in one call to the data plane: bounds memory and how long the guest waits. */
+const KEPT_AT_ONCE = 256;
+
+export interface SecondWriterParts {
+	readonly plane: PlanePort;
+	readonly firstFd: number;
+	readonly second: SecondImage;
+	/** The newest complete snapshot: what changes is kept for it, and by it for all older ones. Undefined for none. */
+	readonly newestSnapshot: () => string | undefined;
+	/** Resolves once it is durably noted that the second image doesn't stand by itself any more. */
+	readonly beforeChange: () => Promise<void>;
+}
+
+export class SecondWriter {
+	readonly #parts: SecondWriterParts;
+
+	constructor(parts: SecondWriterParts) {
+		this.#parts = parts;
+	}
+
+	/** Copies blocks of the first image to their places; durable once resolved. They must be durable in the first image. */
+	async copy(runs: readonly LiveRun[]): Promise<void> {
+		if (runs.length === 0) return;
+		const { plane, firstFd, second } = this.#parts;
+		await this.#prepare(runs);
+		await second.copyFrom(firstFd, planCopies(runs));
+		await Promise.all([second.flush(), plane.ask("noteCopied", packLiveRuns(runs))]);
+	}
+
+	/**
+	 * Makes blocks read as zeros, durably once resolved, and gives back the space of those that take some (`stored`). Of the
+	 * others, too, a crash may have left a checksum of what was to be copied there, or a punch that isn't durable yet.
+	 */
+	async punch(runs: readonly BlockRun[], stored: readonly BlockRun[]): Promise<void> {
+		if (runs.length === 0) return;
+		const { plane, second } = this.#parts;
+		if (stored.length > 0) await this.#prepare(stored);
+		await plane.ask("forgetSums", packRuns(runs));
+		for (const { block, count } of stored)
+			await second.punch(byteOffset(block * BLOCK_SIZE), byteCount(count * BLOCK_SIZE));
+		await second.flush();
+	}
+
+	async #prepare(runs: readonly BlockRun[]): Promise<void> {
+		const { newestSnapshot, beforeChange } = this.#parts;
+		await beforeChange();
+		const snapshot = newestSnapshot();
+		if (snapshot !== undefined) await this.#keepFor(snapshot, runs);
+	}
+
+	/** Copies what a snapshot hasn't kept yet of blocks that are about to change; durable once resolved. */
+	async #keepFor(name: string, runs: readonly BlockRun[]): Promise<void> {
+		const { plane } = this.#parts;
+		const wanted = unpackRuns(await plane.ask("notKept", { name, runs: packRuns(runs) }));
+		let batch: BlockRun[] = [];
+		let blocks = 0;
+		for (const run of wanted)
+			for (let from = 0; from < run.count; ) {
+				const count = Math.min(run.count - from, KEPT_AT_ONCE - blocks);
+				batch.push({ block: run.block + from, count });
+				blocks += count;
+				from += count;
+				if (blocks < KEPT_AT_ONCE) continue;
+				await this.#keepBatch(name, batch);
+				batch = [];
+				blocks = 0;
+			}
+		if (batch.length > 0) await this.#keepBatch(name, batch);
+	}
+
+	async #keepBatch(name: string, batch: readonly BlockRun[]): Promise<void> {
+		const { plane, second } = this.#parts;
+		const runs: BlockRun[] = [];
+		const zeros: BlockRun[] = [];
+		const pieces: Uint8Array[] = [];
+		for (const { block, count } of batch) {
+			const sums = await plane.ask("secondSums", { block, count });
+			const bytes = new Uint8Array(count * BLOCK_SIZE);
+			await readVerified(second, block, bytes, sums);
+			for (let i = 0; i < count; i++) {
+				const piece = bytes.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE);
+				if (piece.every((byte) => byte === 0)) zeros.push({ block: block + i, count: 1 });
+				else {
+					runs.push({ block: block + i, count: 1 });
+					pieces.push(piece);
+				}
+			}
+		}
+		await plane.ask("keep", { name, runs: packRuns(runs), bytes: concat(pieces), zeros: packRuns(zeros) });
+	}
+}
+
+function concat(pieces: readonly Uint8Array[]): Uint8Array {
+	const bytes = new Uint8Array(pieces.reduce((sum, { length }) => sum + length, 0));
+	let at = 0;
+	for (const piece of pieces) {
+		bytes.set(piece, at);
+		at += piece.length;
+	}
+	return bytes;
+}

@@ -1,0 +1,96 @@
+// Disk commands: what can be asked of a disk while its VM runs. Where a process serves the disk it does the work, asked
+// over the disk's control socket (control.ts); otherwise the command opens the disk itself.
+//
+//   vmsweep clean DISK ─► runOnDisk ─┬─ served ─► control socket ─► diskCommands.clean.run(the served disk)
+//                                    └─ at rest ─► open ──────────► diskCommands.clean.run(that disk)
+
+import { resolve } from "node:path";
+import { z } from "zod";
+import { VmsweepError } from "../foundations/errors.ts";
+import type { CheckReport } from "./check.ts";
+import { askServed } from "./control.ts";
+import { isDiskServed } from "./disk-directory.ts";
+import type { OnProgress } from "./progress.ts";
+import { type CleanReport, ServedDisk } from "./served-disk.ts";
+import type { SnapshotStatus } from "./snapshots.ts";
+
+/** A command: what it is told, and how it is done. Input and report travel as JSON. */
+interface DiskCommand<Input, Report> {
+	readonly input: z.ZodType<Input>;
+	run(disk: ServedDisk, input: Input, onProgress: OnProgress): Promise<Report>;
+}
+
+const command = <Input, Report>(
+	input: z.ZodType<Input>,
+	run: DiskCommand<Input, Report>["run"],
+): DiskCommand<Input, Report> => ({ input, run });
+
+const snapshotName = z.strictObject({ name: z.string() });
+
+/** All of them, by the name under which they are asked for. */
+export const diskCommands = {
+	/** Cleans all that can be cleaned now. */
+	clean: command(
+		z.strictObject({}),
+		(disk, _, onProgress): Promise<CleanReport> =>
+			disk.cleanNow(({ droppedBytes, movedBytes }) =>
+				onProgress({ step: `cleaning ${disk.path}`, done: droppedBytes + movedBytes, total: null }),
+			),
+	),
+	snapshot: command(snapshotName, (disk, { name }): Promise<SnapshotStatus> => disk.takeSnapshot(name)),
+	deleteSnapshot: command(snapshotName, async (disk, { name }): Promise<{ readonly name: string }> => {
+		await disk.deleteSnapshot(name);
+		return { name };
+	}),
+	/** Sizes in bytes. */
+	resize: command(
+		z.strictObject({ size: z.int().positive() }),
+		async (disk, { size }): Promise<{ readonly size: number; readonly notes: readonly string[] }> => {
+			const notes = await disk.resize(size);
+			return { size: disk.size, notes };
+		},
+	),
+	/** Bytes per second; null for no limit. */
+	check: command(
+		z.strictObject({ repair: z.boolean(), bytesPerSecond: z.number().positive().nullable() }),
+		(disk, { repair, bytesPerSecond }, onProgress): Promise<CheckReport> =>
+			disk.check({ repair, onProgress, ...(bytesPerSecond === null ? {} : { bytesPerSecond }) }),
+	),
+} as const;
+
+export type DiskCommandName = keyof typeof diskCommands;
+export type InputOf<Name extends DiskCommandName> = z.infer<(typeof diskCommands)[Name]["input"]>;
+export type ReportOf<Name extends DiskCommandName> = Awaited<ReturnType<(typeof diskCommands)[Name]["run"]>>;
+
+export interface RunOptions {
+	readonly onProgress?: OnProgress;
+	/** One line about something an operator should know. */
+	readonly onEvent?: (line: string) => void;
+}
+
+/** Runs a command on a disk, served or not. Throws what the command throws, and what opening the disk does. */
+export async function runOnDisk<Name extends DiskCommandName>(
+	path: string,
+	name: Name,
+	input: InputOf<Name>,
+	{ onProgress = () => {}, onEvent = () => {} }: RunOptions = {},
+): Promise<ReportOf<Name>> {
+	const directory = resolve(path);
+	if (await isDiskServed(directory)) return (await askServed(directory, name, input, onProgress)) as ReportOf<Name>;
+	await using disk = await ServedDisk.open(directory, { onEvent });
+	return (await runCommand(disk, name, input, onProgress)) as ReportOf<Name>;
+}
+
+/** Runs a command on an open disk. Throws USAGE where the input isn't what the command takes. */
+export async function runCommand(
+	disk: ServedDisk,
+	name: DiskCommandName,
+	input: unknown,
+	onProgress: OnProgress,
+): Promise<unknown> {
+	const { input: schema, run } = diskCommands[name] as unknown as DiskCommand<unknown, unknown>;
+	const parsed = schema.safeParse(input);
+	if (!parsed.success)
+		throw new VmsweepError("USAGE", `${name}: ${parsed.error.issues[0]!.message}. Ask with the vmsweep of the server.`);
+	return await run(disk, parsed.data, onProgress);
+}

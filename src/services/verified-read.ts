@@ -1,0 +1,43 @@
+// Verified read: blocks read by the control plane, compared with their checksums as the data plane does for clients.
+// A file system's metadata decides what is dropped, so a rotten bit in it must not be believed.
+
+import { read } from "node:fs";
+import { promisify } from "node:util";
+import { crc32 } from "node:zlib";
+import { VmsweepError } from "../foundations/errors.ts";
+import type { ByteSource } from "../foundations/source.ts";
+import { BLOCK_SIZE, byteOffset, formatBytes } from "../foundations/units.ts";
+
+/** Fills `into` with whole blocks from `block` on. `sums`: one per block, 0 where nothing is known. Throws IO. */
+export async function readVerified(
+	source: ByteSource,
+	block: number,
+	into: Uint8Array,
+	sums: Uint32Array,
+): Promise<void> {
+	await source.read(byteOffset(block * BLOCK_SIZE), into);
+	verifyBlocks(into, block, sums);
+}
+
+/** Compares whole blocks with their checksums. Throws IO at the first that doesn't match. */
+export function verifyBlocks(bytes: Uint8Array, block: number, sums: Uint32Array): void {
+	for (const [i, sum] of sums.entries()) {
+		if (sum === 0 || crc32(bytes.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE)) === sum) continue;
+		throw new VmsweepError(
+			"IO",
+			`the block at ${formatBytes((block + i) * BLOCK_SIZE)} of the disk (byte ${(block + i) * BLOCK_SIZE}) doesn't match its checksum: its storage has damaged it. Find all such blocks with vmsweep check.`,
+		);
+	}
+}
+
+const readFile = promisify(read);
+
+/** Fills `into` from a file of the disk. Throws IO where it ends before. */
+export async function readFully(fd: number, at: number, into: Uint8Array): Promise<void> {
+	for (let done = 0; done < into.length; ) {
+		const { bytesRead } = await readFile(fd, into, done, into.length - done, at + done);
+		if (bytesRead === 0)
+			throw new VmsweepError("IO", "the first image ends inside a segment. Check the host's storage.");
+		done += bytesRead;
+	}
+}
