@@ -20,7 +20,7 @@ interface DiskCommand<Input, Report> {
 	run(disk: ServedDisk, input: Input, onProgress: OnProgress): Promise<Report>;
 }
 
-const command = <Input, Report>(
+const diskCommand = <Input, Report>(
 	input: z.ZodType<Input>,
 	run: DiskCommand<Input, Report>["run"],
 ): DiskCommand<Input, Report> => ({ input, run });
@@ -30,20 +30,20 @@ const snapshotName = z.strictObject({ name: z.string() });
 /** All of them, by the name under which they are asked for. */
 export const diskCommands = {
 	/** Cleans all that can be cleaned now. */
-	clean: command(
+	clean: diskCommand(
 		z.strictObject({}),
 		(disk, _, onProgress): Promise<CleanReport> =>
 			disk.cleanNow(({ droppedBytes, movedBytes }) =>
 				onProgress({ step: `cleaning ${disk.path}`, done: droppedBytes + movedBytes, total: null }),
 			),
 	),
-	snapshot: command(snapshotName, (disk, { name }): Promise<SnapshotStatus> => disk.takeSnapshot(name)),
-	deleteSnapshot: command(snapshotName, async (disk, { name }): Promise<{ readonly name: string }> => {
+	snapshot: diskCommand(snapshotName, (disk, { name }): Promise<SnapshotStatus> => disk.takeSnapshot(name)),
+	deleteSnapshot: diskCommand(snapshotName, async (disk, { name }): Promise<{ readonly name: string }> => {
 		await disk.deleteSnapshot(name);
 		return { name };
 	}),
 	/** Sizes in bytes. */
-	resize: command(
+	resize: diskCommand(
 		z.strictObject({ size: z.int().positive() }),
 		async (disk, { size }): Promise<{ readonly size: number; readonly notes: readonly string[] }> => {
 			const notes = await disk.resize(size);
@@ -51,7 +51,7 @@ export const diskCommands = {
 		},
 	),
 	/** Bytes per second; null for no limit. */
-	check: command(
+	check: diskCommand(
 		z.strictObject({ repair: z.boolean(), bytesPerSecond: z.number().positive().nullable() }),
 		(disk, { repair, bytesPerSecond }, onProgress): Promise<CheckReport> =>
 			disk.check({ repair, onProgress, ...(bytesPerSecond === null ? {} : { bytesPerSecond }) }),
@@ -88,9 +88,9 @@ export async function runCommand(
 	input: unknown,
 	onProgress: OnProgress,
 ): Promise<unknown> {
-	const { input: schema, run } = diskCommands[name] as unknown as DiskCommand<unknown, unknown>;
-	const parsed = schema.safeParse(input);
+	const command = diskCommands[name] as unknown as DiskCommand<unknown, unknown>;
+	const parsed = command.input.safeParse(input);
 	if (!parsed.success)
 		throw new VmsweepError("USAGE", `${name}: ${parsed.error.issues[0]!.message}. Ask with the vmsweep of the server.`);
-	return await run(disk, parsed.data, onProgress);
+	return await command.run(disk, parsed.data, onProgress);
 }
