@@ -11,7 +11,8 @@ import type { Safeguards } from "../../src/core/log/state.ts";
 import { ALL_SAFEGUARDS } from "../../src/core/log/state.ts";
 import { isVmsweepError } from "../../src/foundations/errors.ts";
 import { byteCount, byteOffset } from "../../src/foundations/units.ts";
-import { GARBAGE, Model } from "./model.ts";
+import { blocksOf, valueIn } from "./blocks.ts";
+import { Model } from "./model.ts";
 import { Random } from "./random.ts";
 import { PowerCut, pinned, SimFile, World } from "./sim-file.ts";
 
@@ -42,21 +43,6 @@ export const emptyTally = (): Tally => ({
 
 /** The promise was broken. */
 export class PromiseBroken extends Error {}
-
-/** Fills blocks with a value that every sector shows. */
-export function blocksOf(values: readonly number[]): Uint8Array {
-	const words = new Uint32Array((values.length * BLOCK) / 4);
-	for (const [i, value] of values.entries()) words.fill(value, (i * BLOCK) / 4, ((i + 1) * BLOCK) / 4);
-	return new Uint8Array(words.buffer);
-}
-
-/** The value of a block, or GARBAGE where it isn't the same throughout. */
-export function valueIn(block: Uint8Array): number {
-	const words = new Uint32Array(block.buffer, block.byteOffset, block.byteLength / 4);
-	const value = words[0]!;
-	for (let i = 1; i < words.length; i += 31) if (words[i] !== value) return GARBAGE;
-	return words.at(-1) === value ? value : GARBAGE;
-}
 
 interface HeldView {
 	readonly view: View;
@@ -176,8 +162,14 @@ export class History {
 			allocatePinned: (length) => pinned(new Uint8Array(length)),
 			warmSegments: this.random.below(3),
 			safeguards: this.#safeguards,
+			viewsAtEntries: this.viewsAtEntries(),
 		});
 		this.#lastTail = this.log.tailPosition;
+	}
+
+	/** Views to be taken again. */
+	protected viewsAtEntries(): number[] {
+		return [];
 	}
 
 	readDisk(): number[] {

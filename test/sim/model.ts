@@ -4,9 +4,12 @@
 // disk is right if some number k of events, at least all that were flushed, explains every block: the block has
 // the value of its last event among the first k. Exceptions, none of which a flush or another block depends on:
 //  - a write that failed may have happened or not
-//  - a dropped block may have any content until it is written again: the guest doesn't use it
+//  - a dropped block may have any content until it is written again: the guest doesn't use it. Where the guest's own
+//    metadata on the recovered disk says that it does use it (`inUse`), there is no exception
 
 interface Event {
+	/** Its place among all events; -1: before them. */
+	readonly index: number;
 	readonly block: number;
 	readonly value: number;
 	/** The write failed. */
@@ -14,9 +17,6 @@ interface Event {
 	/** Its block was dropped after it. */
 	dropped: boolean;
 }
-
-/** Value of a block whose content is no whole write. */
-export const GARBAGE = -1;
 
 export class Model {
 	readonly blocks: number;
@@ -27,9 +27,16 @@ export class Model {
 	/** Events that are certainly durable. */
 	#flushed = 0;
 
-	constructor(initial: readonly number[]) {
+	/** @param unsettled blocks that may show anything until they are written */
+	constructor(initial: readonly number[], unsettled: ReadonlySet<number> = new Set()) {
 		this.blocks = initial.length;
-		this.#initial = initial.map((value, block) => ({ block, value, maybe: false, dropped: false }));
+		this.#initial = initial.map((value, block) => ({
+			index: -1,
+			block,
+			value,
+			maybe: false,
+			dropped: unsettled.has(block),
+		}));
 		this.#byBlock = initial.map(() => []);
 	}
 
@@ -38,7 +45,7 @@ export class Model {
 	}
 
 	write(block: number, value: number, maybe: boolean): void {
-		const event = { block, value, maybe, dropped: false };
+		const event = { index: this.#events.length, block, value, maybe, dropped: false };
 		this.#events.push(event);
 		this.#byBlock[block]!.push(event);
 	}
@@ -49,21 +56,49 @@ export class Model {
 		this.#initial[block]!.dropped = true;
 	}
 
+	/** Did `block` ever hold `value`? A dropped one may show anything. */
+	everHeld(block: number, value: number): boolean {
+		const all = [this.#initial[block]!, ...this.#byBlock[block]!];
+		return all.some((event) => event.dropped || event.value === value);
+	}
+
+	/** What `block` holds now, where that is certain. */
+	latest(block: number): number | undefined {
+		const event = this.#byBlock[block]!.at(-1) ?? this.#initial[block]!;
+		return event.maybe || event.dropped ? undefined : event.value;
+	}
+
+	/** Blocks that may show anything after the first `events` events, as far as the guest doesn't use them. */
+	unsettled(events = this.#events.length): Set<number> {
+		const dropped = (block: number): boolean =>
+			(this.#byBlock[block]!.findLast(({ index }) => index < events) ?? this.#initial[block]!).dropped;
+		return new Set(Array.from({ length: this.blocks }, (_, block) => block).filter(dropped));
+	}
+
 	/** The first `events` events survive any cut from now on. */
 	flushed(events: number): void {
 		this.#flushed = Math.max(this.#flushed, events);
 	}
 
-	/** May `block` read as `value` now? */
-	allowsNow(block: number, value: number): boolean {
-		return this.#explains(block, this.#byBlock[block]!.length, value);
+	/** May `block`, which the guest uses or not, read as `value` now? */
+	allowsNow(block: number, value: number, inUse = false): boolean {
+		return this.#explains(block, this.#byBlock[block]!.length, value, inUse);
 	}
 
-	/** The number of events that explains the recovered disk, or why none does. */
-	explain(disk: readonly number[]): { events: number } | { problem: string } {
+	/**
+	 * The number of events that explains the recovered disk, on which the guest uses some blocks, or why none does. Blocks
+	 * of `unknown` show anything.
+	 */
+	explain(
+		disk: readonly number[],
+		inUse?: ReadonlySet<number>,
+		unknown?: ReadonlySet<number>,
+	): { events: number } | { problem: string } {
+		const explains = (block: number, count: number): boolean =>
+			unknown?.has(block) === true || this.#explains(block, count, disk[block]!, inUse?.has(block) ?? false);
 		const seen = Array.from({ length: this.blocks }, () => 0);
 		const wrong = new Set<number>();
-		for (let block = 0; block < this.blocks; block++) if (!this.#explains(block, 0, disk[block]!)) wrong.add(block);
+		for (let block = 0; block < this.blocks; block++) if (!explains(block, 0)) wrong.add(block);
 		let best: { events: number; wrong: number[] } | undefined;
 		for (let k = 0; ; k++) {
 			if (k >= this.#flushed) {
@@ -74,7 +109,7 @@ export class Model {
 			if (!event) break;
 			const { block } = event;
 			seen[block]!++;
-			if (this.#explains(block, seen[block]!, disk[block]!)) wrong.delete(block);
+			if (explains(block, seen[block]!)) wrong.delete(block);
 			else wrong.add(block);
 		}
 		const shown = best!.wrong.slice(0, 4).map((block) => {
@@ -87,11 +122,11 @@ export class Model {
 	}
 
 	/** The last of the first `count` events of a block, or one of the failed ones after it, left `value`. */
-	#explains(block: number, count: number, value: number): boolean {
+	#explains(block: number, count: number, value: number, inUse: boolean): boolean {
 		const events = this.#byBlock[block]!;
 		for (let i = count - 1; i >= -1; i--) {
 			const event = i >= 0 ? events[i]! : this.#initial[block]!;
-			if (event.dropped || event.value === value) return true;
+			if ((event.dropped && !inUse) || event.value === value) return true;
 			if (!event.maybe) return false;
 		}
 		return false;

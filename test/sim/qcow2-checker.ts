@@ -12,9 +12,13 @@ export interface Checked {
 
 const OFFSET = 0x00ff_ffff_ffff_fe00n;
 const COMPRESSED = 1n << 62n;
+const COPIED = 1n << 63n;
 
-/** Checks the bytes of an image without a data file. */
-export function checkQcow2(bytes: Uint8Array): Checked {
+/**
+ * Checks the bytes of an image without a data file. `flags`: an entry of the disk's present state, too, that says that its
+ * reference is the only one must be right, and one that doesn't say so must not be wrong to.
+ */
+export function checkQcow2(bytes: Uint8Array, { flags = false } = {}): Checked {
 	const errors: string[] = [];
 	const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 	const u32 = (at: number): number => (at + 4 <= bytes.length ? view.getUint32(at) : 0);
@@ -33,11 +37,14 @@ export function checkQcow2(bytes: Uint8Array): Checked {
 			references.set(each, (references.get(each) ?? 0) + 1);
 	};
 
+	const flagged: { readonly entry: bigint; readonly what: string }[] = [];
 	const walkL1 = (at: number, entries: number, what: string): void => {
+		const isPresent = what === "L1 table";
 		refer(at, entries * 8, what);
 		for (let index = 0; index < entries; index++) {
 			const l2 = Number(u64(at + index * 8) & OFFSET);
 			if (l2 === 0) continue;
+			if (isPresent) flagged.push({ entry: u64(at + index * 8), what: "L2 table" });
 			if (l2 % cluster !== 0) errors.push(`${what}: unaligned L2 table`);
 			refer(l2, cluster, "L2 table");
 			for (let entryAt = l2; entryAt < l2 + cluster; entryAt += extended ? 16 : 8) {
@@ -49,6 +56,7 @@ export function checkQcow2(bytes: Uint8Array): Checked {
 					refer(host, sectors * 512 - (host % 512), "compressed cluster");
 				} else if ((entry & OFFSET) !== 0n) {
 					const host = Number(entry & OFFSET);
+					if (isPresent) flagged.push({ entry, what: "cluster" });
 					if (host % cluster !== 0) errors.push("unaligned cluster");
 					refer(host, cluster, "cluster");
 				}
@@ -85,6 +93,12 @@ export function checkQcow2(bytes: Uint8Array): Checked {
 	for (const [each, count] of references)
 		if ((counts.get(each) ?? 0) < count)
 			errors.push(`cluster ${each}: ${count} references, count ${counts.get(each) ?? 0}`);
+	if (flags)
+		for (const { entry, what } of flagged) {
+			const count = counts.get(Number(entry & OFFSET) / cluster) ?? 0;
+			if ((count === 1) !== (entry & COPIED) > 0n)
+				errors.push(`${what} ${entry.toString(16)}: flag, but count ${count}`);
+		}
 	let leaks = 0;
 	for (const [each, count] of counts) if (count > (references.get(each) ?? 0)) leaks++;
 	return { errors, leaks };

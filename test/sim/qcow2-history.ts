@@ -31,6 +31,8 @@ export interface Base {
 	readonly bytes: Uint8Array;
 	/** Content of the image below, if there is one. */
 	readonly backing: VirtualDisk | null;
+	/** The same, as bytes. */
+	readonly below: Uint8Array | null;
 	readonly decompress: Decompress;
 }
 
@@ -156,7 +158,7 @@ export class History {
 }
 
 /** The disk's present content, and that of each snapshot. */
-async function contentsOf(bytes: Uint8Array, { backing, decompress }: Base): Promise<Uint8Array[]> {
+export async function contentsOf(bytes: Uint8Array, { backing, decompress }: Base): Promise<Uint8Array[]> {
 	const file = {
 		size: byteCount(bytes.length),
 		async read(at: number, into: Uint8Array): Promise<void> {

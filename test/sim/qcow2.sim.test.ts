@@ -4,15 +4,12 @@
 //   VMSWEEP_SIM_RUNS=100000 VMSWEEP_SIM_SEED=1 node --test test/sim/qcow2.sim.test.ts
 
 import assert from "node:assert/strict";
-import { readFile, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { describe, type TestContext, test } from "node:test";
-import { unpack } from "../../src/adapters/images/unpack.ts";
-import { byteCount } from "../../src/foundations/units.ts";
-import { activity, checkByQemu, io, type Variant, withoutCompressed } from "../interop/qcow2-images.ts";
+import { checkByQemu } from "../interop/qcow2-images.ts";
 import { temporaryFolder } from "../support/folders.ts";
-import { runOk } from "../support/processes.ts";
-import { seededRandom } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
+import { type BaseKind, makeBase } from "./qcow2-bases.ts";
 import { type Base, History, type Mutant, type Tally } from "./qcow2-history.ts";
 
 const runs = Number(process.env.VMSWEEP_SIM_RUNS ?? 400);
@@ -21,7 +18,7 @@ const firstSeed = Number(process.env.VMSWEEP_SIM_SEED ?? 1);
 const SHOWN_TO_QEMU = 40;
 
 const KIB = 1024;
-const kinds: readonly { options: string; cluster: number; size: number; snapshot?: boolean; backing?: boolean }[] = [
+const kinds: readonly BaseKind[] = [
 	{ options: "cluster_size=512", cluster: 512, size: 200 * KIB },
 	{ options: "cluster_size=512,refcount_bits=8", cluster: 512, size: 100 * KIB, snapshot: true },
 	{ options: "cluster_size=1024,compat=0.10", cluster: 1024, size: 300 * KIB },
@@ -30,48 +27,11 @@ const kinds: readonly { options: string; cluster: number; size: number; snapshot
 	{ options: "cluster_size=2048,refcount_bits=1", cluster: 2048, size: 400 * KIB },
 ];
 
-async function makeBase(index: number): Promise<Base> {
-	const { options, cluster, size, snapshot, backing } = kinds[index]!;
-	const random = seededRandom(index);
-	await using folder = await temporaryFolder();
-	const path = folder.file("image");
-	let below: Uint8Array | null = null;
-	if (backing === true) {
-		below = random.bytes(size / 2);
-		await writeFile(folder.file("below"), below);
-	}
-	const more = below === null ? [] : ["-b", folder.file("below"), "-F", "raw"];
-	await runOk("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, ...more, path, String(size)]);
-	const variant: Variant = { name: "", options, cluster };
-	await io(path, activity(random, variant, size, 30));
-	if (snapshot === true) {
-		await runOk("qemu-img", ["snapshot", "-c", "one", path]);
-		await io(path, activity(random, withoutCompressed(variant), size, 12));
-		await runOk("qemu-img", ["snapshot", "-c", "two", path]);
-		await io(path, activity(random, withoutCompressed(variant), size, 12));
-	}
-	const file = await readFile(path);
-	const bytes = new Uint8Array(Math.ceil(file.length / cluster) * cluster);
-	bytes.set(file);
-	const disk = below === null ? null : memoryDisk(below);
-	return { name: `${options}${snapshot === true ? ", snapshot" : ""}`, bytes, backing: disk, decompress: unpack };
-}
-
-const memoryDisk = (bytes: Uint8Array): Base["backing"] => ({
-	size: byteCount(bytes.length),
-	async read(at, into) {
-		into.set(bytes.subarray(at, at + into.length));
-	},
-	async *runs(from, to) {
-		yield { start: from, length: byteCount(to - from), kind: "data" };
-	},
-});
-
 describe("qcow2 under power cuts", () => {
 	const bases: Base[] = [];
 	const makeBases = async (t: TestContext): Promise<boolean> => {
 		if (!requireTool(t, "qemu-img", "qemu-io")) return false;
-		for (let index = bases.length; index < kinds.length; index++) bases.push(await makeBase(index));
+		for (let index = bases.length; index < kinds.length; index++) bases.push(await makeBase(kinds[index]!, index));
 		return true;
 	};
 

@@ -6,6 +6,10 @@
 // After a cut each sector that was written since the last sync holds what was durable or any of its later versions,
 // chosen independently, or (rarely) a byte-wise mix of two. A sync that fails leaves some sectors on disk and forgets
 // that the others were dirty, as Linux does: reads still see them, later syncs don't write them.
+//
+// A sync covers what was written before it began, not what comes while it runs: `beginSync`, then `completeSync`.
+// Storage that breaks its word (a write that was acknowledged and lost, one that went elsewhere, a bit that flipped)
+// is `corrupt`: no order of writes helps against it, so only detection is promised.
 
 import type { GatherList, HostFile, PinnedBytes } from "../../src/core/log/host-file.ts";
 import { VmsweepError } from "../../src/foundations/errors.ts";
@@ -27,8 +31,18 @@ export class World {
 	ioPercent = 0;
 	noSpacePercent = 0;
 	isCut = false;
+	/** Told before every call: what a cut right now would leave can be looked at. */
+	onCall: (() => void) | undefined;
 	/** The call at which the power is cut issues all of its writes: for trying every subset of them. */
 	wholeCalls = false;
+	/** What the disk writes as a whole: 512 or 4096 bytes, aligned. All sectors of a unit share their fate. */
+	atomicBytes: 512 | 4096 = 512;
+	/** Percent of unflushed sectors that a cut leaves as a byte-wise mix of two contents. */
+	tearPercent = 4;
+	/** Keeps what writes replaced, so that `corrupt` can lose some. */
+	remembers = false;
+	/** Percent of asynchronous transfers that do less than they were asked for. */
+	shortPercent = 0;
 
 	constructor(random: Random) {
 		this.random = random;
@@ -38,6 +52,7 @@ export class World {
 	step(kind: "write" | "read" | "sync"): "ok" | "cut" | "IO" | "NO_SPACE" {
 		if (this.isCut) throw new PowerCut("the power is off");
 		this.calls++;
+		this.onCall?.();
 		if (this.calls >= this.cutAt) {
 			this.isCut = true;
 			return "cut";
@@ -62,6 +77,12 @@ export class World {
 	}
 }
 
+/** What a sync that began covers. */
+export interface SyncCover {
+	readonly order: number;
+	readonly size: number;
+}
+
 /** Pinned memory of the simulation: any memory will do. */
 export const pinned = (bytes: Uint8Array): PinnedBytes => ({ bytes, address: 0 });
 
@@ -72,7 +93,12 @@ export class SimFile implements HostFile {
 	#durable = new Uint8Array(0);
 	#durableSize = 0;
 	/** Whole sectors written since the last sync, oldest first. */
-	#writes: { readonly sector: number; readonly content: Uint8Array }[] = [];
+	#writes: { readonly sector: number; readonly content: Uint8Array; readonly order: number }[] = [];
+	#nextOrder = 0;
+	/** A sync failed since the last power cut: the cache may show what is not on disk and never will be. */
+	cacheLies = false;
+	/** What sectors held before their present durable content, for writes that get lost. */
+	readonly #before = new Map<number, Uint8Array>();
 
 	constructor(world: World) {
 		this.#world = world;
@@ -108,14 +134,25 @@ export class SimFile implements HostFile {
 	}
 
 	datasync(): void {
+		this.completeSync(this.beginSync());
+	}
+
+	/** A sync begins: what it covers. */
+	beginSync(): SyncCover {
+		return { order: this.#nextOrder, size: this.#cacheSize };
+	}
+
+	/** It ends. Throws IO, PowerCut. */
+	completeSync(cover: SyncCover): void {
 		const outcome = this.#world.step("sync");
-		if (outcome === "ok") this.#syncAll();
+		if (outcome === "ok") this.#syncAll(cover);
 		else if (outcome === "cut") {
 			if (!this.#world.wholeCalls) this.#syncSome();
 		} else {
 			this.#syncSome();
+			this.cacheLies = true;
 			// The failed sectors count as clean from now on.
-			this.#writes = [];
+			this.#writes = this.#writes.filter((write) => write.order >= cover.order);
 		}
 		if (outcome !== "ok") throw this.#world.failure(outcome);
 	}
@@ -149,11 +186,15 @@ export class SimFile implements HostFile {
 
 	/** The power was cut: unflushed sectors keep what `random` says. */
 	powerCut(random: Random): void {
-		this.#settle(random.chance(50), (versions) => {
-			const kept = random.below(100);
+		const unitSectors = this.#world.atomicBytes / SECTOR;
+		let unit = -1;
+		let kept = 0;
+		this.#settle(random.chance(50), (versions, sector) => {
+			if (unitSectors === 1 || Math.floor(sector / unitSectors) !== unit) kept = random.below(100);
+			unit = Math.floor(sector / unitSectors);
 			if (kept < 45) return versions.at(-1);
 			if (kept < 85) return undefined;
-			return random.pick(versions);
+			return unitSectors === 1 ? random.pick(versions) : versions[0];
 		});
 		this.#tear(random);
 	}
@@ -174,6 +215,50 @@ export class SimFile implements HostFile {
 		return copy;
 	}
 
+	/**
+	 * Storage breaks its word in one place from `from` on: a flipped bit, a lost write, or a write that went to another
+	 * place as well. Returns what it did, or undefined where there was nothing to do it to.
+	 */
+	corrupt(random: Random, from = 0): string | undefined {
+		const firstSector = Math.ceil(from / SECTOR);
+		const sectors = Math.floor(Math.min(this.#cacheSize, this.#durable.length) / SECTOR) - firstSector;
+		if (sectors <= 0) return undefined;
+		const kind = random.below(3);
+		if (kind === 0) {
+			const at = (firstSector + random.below(sectors)) * SECTOR + random.below(SECTOR);
+			const flipped = Uint8Array.of(this.#cache[at]! ^ (1 << random.below(8)));
+			this.#cache.set(flipped, at);
+			if (at < this.#durable.length) this.#durable.set(flipped, at);
+			return `a bit of byte ${at} flipped`;
+		}
+		// Blocks, not sectors: writes of the log's data and of the cleaner are blocks.
+		const blocks = [...this.#before.keys()].filter((sector) => sector % 8 === 0 && sector >= firstSector);
+		if (blocks.length === 0) return undefined;
+		const block = random.pick(blocks);
+		if (kind === 1) {
+			for (let sector = block; sector < block + 8; sector++) this.#replace(sector, this.#before.get(sector));
+			return `the last write of sector ${block} got lost`;
+		}
+		const target = firstSector - (firstSector % 8) + 8 * random.below(Math.ceil(sectors / 8));
+		if (target === block || target < firstSector) return undefined;
+		const content = this.#durable.slice(block * SECTOR, (block + 8) * SECTOR);
+		for (let i = 0; i < 8; i++) this.#replace(target + i, content.subarray(i * SECTOR, (i + 1) * SECTOR));
+		return `the write of sector ${block} went to sector ${target} as well`;
+	}
+
+	#replace(sector: number, content: Uint8Array | undefined): void {
+		if (content === undefined || content.length < SECTOR || (sector + 1) * SECTOR > this.#cacheSize) return;
+		this.#persist(sector, content.slice());
+		this.#cache.set(content, sector * SECTOR);
+	}
+
+	/** True where the block has only zeros: it takes no space. */
+	isZero(at: number, length: number): boolean {
+		const end = Math.min(at + length, this.#cacheSize);
+		for (let i = at; i < end; i++) if (this.#cache[i] !== 0) return false;
+		return true;
+	}
+
 	/** All bytes that reads see, for tests that damage or compare the file. */
 	contents(): Uint8Array {
 		return this.#cache.subarray(0, this.#cacheSize);
@@ -184,7 +269,7 @@ export class SimFile implements HostFile {
 
 	#tear(random: Random): void {
 		for (const [sector, other] of this.#torn) {
-			if (!random.chance(4)) continue;
+			if (!random.chance(this.#world.tearPercent)) continue;
 			const boundary = random.below(SECTOR);
 			this.#durable.set(other.subarray(boundary), sector * SECTOR + boundary);
 			this.#cache.set(other.subarray(boundary), sector * SECTOR + boundary);
@@ -194,6 +279,7 @@ export class SimFile implements HostFile {
 
 	#settle(keepSize: boolean, choose: (versions: Uint8Array[], sector: number) => Uint8Array | undefined): void {
 		const size = keepSize ? this.#cacheSize : this.#durableSize;
+		this.cacheLies = false;
 		this.#torn = [];
 		for (const [sector, versions] of this.#versions()) {
 			if ((sector + 1) * SECTOR > size) continue;
@@ -224,10 +310,12 @@ export class SimFile implements HostFile {
 		return versions;
 	}
 
-	#syncAll(): void {
-		for (const { sector, content } of this.#writes) this.#persist(sector, content);
-		this.#writes = [];
-		this.#durableSize = this.#cacheSize;
+	#syncAll({ order, size }: SyncCover): void {
+		const covered = this.#writes.findIndex((write) => write.order >= order);
+		const writes = covered < 0 ? this.#writes : this.#writes.slice(0, covered);
+		for (const { sector, content } of writes) this.#persist(sector, content);
+		this.#writes = covered < 0 ? [] : this.#writes.slice(covered);
+		this.#durableSize = Math.min(size, this.#cacheSize);
 	}
 
 	#syncSome(): void {
@@ -239,6 +327,9 @@ export class SimFile implements HostFile {
 	#persist(sector: number, content: Uint8Array): void {
 		const end = sector * SECTOR + content.length;
 		if (this.#durable.length < end) this.#durable = grown(this.#durable, end);
+		if (this.#world.remembers)
+			for (let i = 0; i * SECTOR < content.length; i++)
+				this.#before.set(sector + i, this.#durable.slice((sector + i) * SECTOR, (sector + i + 1) * SECTOR));
 		this.#durable.set(content, sector * SECTOR);
 	}
 
@@ -250,7 +341,7 @@ export class SimFile implements HostFile {
 		const last = Math.ceil(end / SECTOR);
 		if (!partly) {
 			this.#cache.set(from, at);
-			this.#writes.push({ sector: first, content: this.#cache.slice(first * SECTOR, last * SECTOR) });
+			this.#note(first, this.#cache.slice(first * SECTOR, last * SECTOR));
 			return;
 		}
 		for (let sector = first; sector < last; sector++) {
@@ -258,8 +349,12 @@ export class SimFile implements HostFile {
 			const start = Math.max(at, sector * SECTOR);
 			const stop = Math.min(end, (sector + 1) * SECTOR);
 			this.#cache.set(from.subarray(start - at, stop - at), start);
-			this.#writes.push({ sector, content: this.#cache.slice(sector * SECTOR, (sector + 1) * SECTOR) });
+			this.#note(sector, this.#cache.slice(sector * SECTOR, (sector + 1) * SECTOR));
 		}
+	}
+
+	#note(sector: number, content: Uint8Array): void {
+		this.#writes.push({ sector, content, order: this.#nextOrder++ });
 	}
 
 	#resize(size: number): void {

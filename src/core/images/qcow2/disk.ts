@@ -27,7 +27,8 @@ export interface Qcow2Parts {
 	readonly path: string;
 	readonly file: ImageFile;
 	readonly header: Qcow2Header;
-	readonly tables: MappingTables;
+	/** How the disk is mapped: {@link MappingTables}, or whoever changes them. */
+	readonly tables: Pick<MappingTables, "run">;
 	/** The file that holds the data clusters, where the header says that there is one. */
 	readonly dataFile: ImageFile | null;
 	/** The image below. */

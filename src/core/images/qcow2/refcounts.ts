@@ -50,6 +50,18 @@ export class ClusterCounts {
 		return this.#pages[cluster >>> PAGE_BITS]?.counts[cluster & (PAGE_ENTRIES - 1)] ?? 0;
 	}
 
+	/** How many of the first `end` clusters nothing refers to. */
+	free(end: number): number {
+		let free = 0;
+		for (let first = 0; first < end; first += PAGE_ENTRIES) {
+			const counts = this.#pages[first >>> PAGE_BITS]?.counts;
+			const entries = Math.min(PAGE_ENTRIES, end - first);
+			if (counts === undefined) free += entries;
+			else for (let index = 0; index < entries; index++) if (counts[index] === 0) free++;
+		}
+		return free;
+	}
+
 	holds(cluster: number): Holds {
 		return (this.#pages[cluster >>> PAGE_BITS]?.holds[cluster & (PAGE_ENTRIES - 1)] ?? Holds.NOTHING) as Holds;
 	}
@@ -95,7 +107,7 @@ export class RefcountBlocks {
 	readonly #file: ImageFile;
 	readonly #order: number;
 	readonly #clusterSize: number;
-	readonly #table: DataView;
+	#table: DataView;
 	/** How many clusters one block counts. */
 	readonly perBlock: number;
 
@@ -194,7 +206,20 @@ export class RefcountBlocks {
 	 * particular order. Throws where a count would leave its range: then nothing of that block is written.
 	 */
 	async change(file: WritableImageFile, changes: ReadonlyMap<number, number>): Promise<void> {
-		const clusters = [...changes.keys()].sort((a, b) => a - b);
+		await this.#update(file, changes, (block, index, change) => this.get(block, index) + change);
+	}
+
+	/** Sets counts in the file, as {@link change} does: what was done once may be done again. Their blocks must be there. */
+	async set(file: WritableImageFile, counts: ReadonlyMap<number, number>): Promise<void> {
+		await this.#update(file, counts, (_block, _index, count) => count);
+	}
+
+	async #update(
+		file: WritableImageFile,
+		numbers: ReadonlyMap<number, number>,
+		newCount: (block: DataView, index: number, number: number) => number,
+	): Promise<void> {
+		const clusters = [...numbers.keys()].sort((a, b) => a - b);
 		const most = this.#order === 6 ? Number.MAX_SAFE_INTEGER : 2 ** (2 ** this.#order) - 1;
 		for (let index = 0; index < clusters.length; ) {
 			const blockIndex = Math.floor(clusters[index]! / this.perBlock);
@@ -204,7 +229,7 @@ export class RefcountBlocks {
 			let last = first;
 			for (; index < clusters.length && clusters[index]! < firstCluster + this.perBlock; index++) {
 				last = clusters[index]! - firstCluster;
-				const count = this.get(block, last) + changes.get(clusters[index]!)!;
+				const count = newCount(block, last, numbers.get(clusters[index]!)!);
 				assert(count >= 0 && count <= most, `cluster ${clusters[index]!} would have ${count} references`);
 				this.put(block, last, count);
 			}
@@ -217,6 +242,24 @@ export class RefcountBlocks {
 				Math.ceil(((last + 1) * bits) / 8),
 			);
 		}
+	}
+
+	/** Block `index`, which the table has room for, is at byte `offset` from now on. In memory only. */
+	place(index: number, offset: number): void {
+		this.#table.setUint32(index * ENTRY_BYTES, Math.floor(offset / 0x1_0000_0000));
+		this.#table.setUint32(index * ENTRY_BYTES + 4, offset % 0x1_0000_0000);
+	}
+
+	/** Room for `length` blocks. In memory only. */
+	grow(length: number): void {
+		const larger = new Uint8Array(length * ENTRY_BYTES);
+		larger.set(new Uint8Array(this.#table.buffer, this.#table.byteOffset, this.#table.byteLength));
+		this.#table = viewOf(larger);
+	}
+
+	/** The table as it is in memory. */
+	get table(): DataView {
+		return this.#table;
 	}
 }
 

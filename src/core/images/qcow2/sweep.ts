@@ -21,7 +21,7 @@ import { byteCount, byteOffset, roundDown, roundUp } from "../../../foundations/
 import type { ImageFile, WritableImageFile } from "../image-file.ts";
 import { clearUnknownAutoclear, type Qcow2Header } from "./header.ts";
 import * as layout from "./layout.ts";
-import { Holds, SATURATED, writeSectors } from "./refcounts.ts";
+import { type ClusterCounts, Holds, SATURATED, writeSectors } from "./refcounts.ts";
 import { compressedPlace } from "./tables.ts";
 import type { VerifiedImage } from "./verify.ts";
 
@@ -135,7 +135,7 @@ export class Qcow2Sweep {
 		}
 		const freed = this.#freed.slice(this.#freedTold);
 		this.#freedTold = this.#freed.length;
-		return this.#hostRanges(freed);
+		return this.#freeRanges(freed);
 	}
 
 	/**
@@ -170,7 +170,7 @@ export class Qcow2Sweep {
 		}
 		await file.flush();
 		await image.blocks.change(file, this.#countChanges);
-		await punchAll(file, this.#hostRanges(this.#freed));
+		await punchAll(file, this.#freeRanges(this.#freed));
 		this.#changed.clear();
 		this.#changedL1.clear();
 		this.#last = undefined;
@@ -178,6 +178,12 @@ export class Qcow2Sweep {
 		this.#freed = [];
 		this.#freedTold = 0;
 		this.#failed = false;
+	}
+
+	#freeRanges(clusters: readonly number[]): HostRange[] {
+		const { header, hostBlock, image } = this.#target;
+		const where = { counts: image.counts, clusterSize: header.clusterSize, hostBlock };
+		return freeHostRanges(clusters, where, this.#file.size);
 	}
 
 	#checkUsable(): void {
@@ -301,26 +307,28 @@ export class Qcow2Sweep {
 		}
 		this.#soleReferences.clear();
 	}
+}
 
-	/** Whole host blocks in which nothing is used any more, around the given clusters. */
-	#hostRanges(clusters: readonly number[]): HostRange[] {
-		const { header, hostBlock, image } = this.#target;
-		const { clusterSize } = header;
-		const perBlock = Math.max(1, hostBlock / clusterSize);
-		const ranges: { start: number; end: number }[] = [];
-		for (const cluster of Float64Array.from(clusters).sort()) {
-			const first = roundDown(cluster, perBlock);
-			let free = true;
-			for (let each = first; each < first + perBlock; each++) if (image.counts.count(each) !== 0) free = false;
-			if (!free) continue;
-			const start = first * clusterSize;
-			const end = Math.min(roundUp((first + perBlock) * clusterSize, clusterSize), this.#file.size);
-			const last = ranges.at(-1);
-			if (last !== undefined && last.end >= start) last.end = Math.max(last.end, end);
-			else if (end > start) ranges.push({ start, end });
-		}
-		return ranges;
+/** Whole host blocks of `hostBlock` bytes in which nothing is used any more, around the given clusters. In order. */
+export function freeHostRanges(
+	clusters: readonly number[],
+	{ counts, clusterSize, hostBlock }: { counts: ClusterCounts; clusterSize: number; hostBlock: number },
+	fileSize: number,
+): HostRange[] {
+	const perBlock = Math.max(1, hostBlock / clusterSize);
+	const ranges: { start: number; end: number }[] = [];
+	for (const cluster of Float64Array.from(clusters).sort()) {
+		const first = roundDown(cluster, perBlock);
+		let free = true;
+		for (let each = first; each < first + perBlock; each++) if (counts.count(each) !== 0) free = false;
+		if (!free) continue;
+		const start = first * clusterSize;
+		const end = Math.min(roundUp((first + perBlock) * clusterSize, clusterSize), fileSize);
+		const last = ranges.at(-1);
+		if (last !== undefined && last.end >= start) last.end = Math.max(last.end, end);
+		else if (end > start) ranges.push({ start, end });
 	}
+	return ranges;
 }
 
 /** From the smallest number to behind the largest. */

@@ -27,6 +27,15 @@ export interface StoredRun {
 	readonly compressedLength: number;
 }
 
+/** A stretch that nothing is said about. */
+export const absentRun = (at: number, end: number): StoredRun => ({
+	kind: "absent",
+	start: at,
+	length: end - at,
+	host: -1,
+	compressedLength: 0,
+});
+
 /** Memory for L2 tables, in bytes; at least two tables. */
 const CACHE_BYTES = 16 << 20;
 
@@ -35,6 +44,7 @@ export class MappingTables {
 	readonly #file: ImageFile;
 	readonly #header: Qcow2Header;
 	readonly #path: string;
+	readonly #entries: TableEntries;
 	#l1Offset: number;
 	#l1: DataView;
 	readonly #cache = new Map<number, Promise<DataView> | DataView>();
@@ -44,6 +54,7 @@ export class MappingTables {
 		this.#file = file;
 		this.#header = header;
 		this.#path = path;
+		this.#entries = new TableEntries(header, path, () => file.size);
 		this.#l1Offset = l1Offset;
 		this.#l1 = l1;
 		this.#cacheMax = Math.max(2, CACHE_BYTES / header.clusterSize);
@@ -81,15 +92,63 @@ export class MappingTables {
 
 	/** The longest stretch of one kind from `at` on; never past `to`, which lies inside the disk. */
 	async run(at: number, to: number): Promise<StoredRun> {
-		const { clusterSize, l2Entries } = this.#header;
-		const tableBytes = l2Entries * clusterSize;
+		const { tableBytes } = this.#entries;
 		const l1Index = Math.floor(at / tableBytes);
 		const tableStart = l1Index * tableBytes;
 		const end = Math.min(to, tableStart + tableBytes);
 		const l2Offset = this.l2Offset(l1Index);
-		if (l2Offset === 0) return { kind: "absent", start: at, length: end - at, host: -1, compressedLength: 0 };
+		if (l2Offset === 0) return absentRun(at, end);
 		const cached = this.#cache.get(l1Index);
 		const table = cached === undefined || cached instanceof Promise ? await this.#table(l1Index, l2Offset) : cached;
+		return this.#entries.run(table, tableStart, at, end);
+	}
+
+	async #table(l1Index: number, offset: number): Promise<DataView> {
+		const cached = this.#cache.get(l1Index);
+		if (cached !== undefined) {
+			this.#cache.delete(l1Index);
+			this.#cache.set(l1Index, cached);
+			return await cached;
+		}
+		const { clusterSize } = this.#header;
+		if (offset % clusterSize !== 0)
+			throw damagedImage(this.#path, `its L2 table ${l1Index} is at byte ${offset}, inside a cluster`);
+		if (offset + clusterSize > this.#file.size) throw behindTheEnd(this.#path, undefined, offset, this.#file.size);
+		const reading = readBytes(this.#file, byteOffset(offset), clusterSize).then(viewOf);
+		this.#cache.set(l1Index, reading);
+		if (this.#cache.size > this.#cacheMax) this.#cache.delete(this.#cache.keys().next().value!);
+		try {
+			const table = await reading;
+			// Kept only if nothing newer took its place meanwhile.
+			if (this.#cache.get(l1Index) === reading) this.#cache.set(l1Index, table);
+			return table;
+		} catch (error) {
+			this.#cache.delete(l1Index);
+			throw error;
+		}
+	}
+}
+
+/** Reads the entries of L2 tables that are in memory already. */
+export class TableEntries {
+	readonly #header: Qcow2Header;
+	readonly #path: string;
+	readonly #fileSize: () => number;
+
+	/** `path` is for messages. `fileSize`: where the image's file ends now, which bounds what an entry may lead to. */
+	constructor(header: Qcow2Header, path: string, fileSize: () => number) {
+		this.#header = header;
+		this.#path = path;
+		this.#fileSize = fileSize;
+	}
+
+	/** Guest bytes of one table. */
+	get tableBytes(): number {
+		return this.#header.l2Entries * this.#header.clusterSize;
+	}
+
+	/** The longest stretch of one kind from `at` on, of the table that begins at guest byte `tableStart`. Throws IMAGE_DAMAGED. */
+	run(table: DataView, tableStart: number, at: number, end: number): StoredRun {
 		return this.#header.extendedL2
 			? this.#extendedRun(table, tableStart, at, end)
 			: this.#plainRun(table, tableStart, at, end);
@@ -194,7 +253,7 @@ export class MappingTables {
 		const { host, length } = compressedPlace(this.#header, table.getUint32(base), table.getUint32(base + 4));
 		if (this.#header.dataFile !== null)
 			throw damagedImage(this.#path, `guest byte ${clusterStart}: a compressed cluster in an image with a data file`);
-		if (host >= this.#file.size) throw behindTheEnd(this.#path, clusterStart, host, this.#file.size);
+		if (host >= this.#fileSize()) throw behindTheEnd(this.#path, clusterStart, host, this.#fileSize());
 		const stop = Math.min(end, clusterStart + this.#header.clusterSize);
 		return { kind: "compressed", start: at, length: stop - at, host, compressedLength: length };
 	}
@@ -204,32 +263,7 @@ export class MappingTables {
 		if (kind !== "data" || this.#header.dataFile !== null) return;
 		const { clusterSize } = this.#header;
 		const last = Math.floor((host + length - 1) / clusterSize) * clusterSize;
-		if (last >= this.#file.size) throw behindTheEnd(this.#path, undefined, last, this.#file.size);
-	}
-
-	async #table(l1Index: number, offset: number): Promise<DataView> {
-		const cached = this.#cache.get(l1Index);
-		if (cached !== undefined) {
-			this.#cache.delete(l1Index);
-			this.#cache.set(l1Index, cached);
-			return await cached;
-		}
-		const { clusterSize } = this.#header;
-		if (offset % clusterSize !== 0)
-			throw damagedImage(this.#path, `its L2 table ${l1Index} is at byte ${offset}, inside a cluster`);
-		if (offset + clusterSize > this.#file.size) throw behindTheEnd(this.#path, undefined, offset, this.#file.size);
-		const reading = readBytes(this.#file, byteOffset(offset), clusterSize).then(viewOf);
-		this.#cache.set(l1Index, reading);
-		if (this.#cache.size > this.#cacheMax) this.#cache.delete(this.#cache.keys().next().value!);
-		try {
-			const table = await reading;
-			// Kept only if nothing newer took its place meanwhile.
-			if (this.#cache.get(l1Index) === reading) this.#cache.set(l1Index, table);
-			return table;
-		} catch (error) {
-			this.#cache.delete(l1Index);
-			throw error;
-		}
+		if (last >= this.#fileSize()) throw behindTheEnd(this.#path, undefined, last, this.#fileSize());
 	}
 }
 

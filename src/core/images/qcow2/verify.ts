@@ -37,6 +37,8 @@ export interface VerifiedImage {
 const TABLES_BYTES_MAX = 16 * 2 ** 30;
 /** L2 tables that are read at once. */
 const TABLES_AT_ONCE = 16;
+/** Refcount blocks for what is behind the file's end that are looked at. */
+const BLOCKS_BEHIND_MAX = 256;
 /** Leaks that are remembered; what is beyond stays leaked. */
 const LEAKS_MAX = 2 ** 20;
 
@@ -75,7 +77,7 @@ function refuseUnsafe(header: Qcow2Header, path: string): void {
 	if (header.bitmapCount > 0)
 		throw new VmsweepError(
 			"IMAGE_UNSUPPORTED",
-			`${path} has ${header.bitmapCount} stored dirty bitmaps, which a sweep would make wrong. Remove them first: qemu-img bitmap --remove ${path} NAME.`,
+			`${path} has ${header.bitmapCount} stored dirty bitmaps, which changes would make wrong. Remove them first: qemu-img bitmap --remove ${path} NAME.`,
 		);
 }
 
@@ -198,11 +200,14 @@ class Verifier {
 	/** Compares with the counts in the file; returns what is leaked. */
 	async compare(blocks: RefcountBlocks): Promise<Map<number, number>> {
 		const leaks = new Map<number, number>();
-		const { clusters } = this.counts;
-		for (let index = 0; index * blocks.perBlock < clusters; index++) {
+		const inFile = divCeil(this.counts.clusters, blocks.perBlock);
+		// Behind the file's end nothing is referred to. A power cut may have kept the counts, but not the file's new size.
+		const blocksEnd = Math.max(inFile, Math.min(blocks.length, inFile + BLOCKS_BEHIND_MAX));
+		for (let index = 0; index < blocksEnd; index++) {
 			const first = index * blocks.perBlock;
 			const block = index < blocks.length && blocks.offset(index) !== 0 ? await blocks.read(index) : undefined;
-			const end = Math.min(first + blocks.perBlock, clusters);
+			if (block === undefined && index >= inFile) continue;
+			const end = first + blocks.perBlock;
 			for (let cluster = first; cluster < end; cluster++) {
 				const count = block === undefined ? 0 : blocks.get(block, cluster - first);
 				const references = this.counts.count(cluster);

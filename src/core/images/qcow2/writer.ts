@@ -1,11 +1,11 @@
-// Writing a new qcow2 image (version 3, no backing file), front to back.
+// Writing a new qcow2 image (version 3), front to back.
 //
 //   | header (last of all) | clusters, as they come, L2 tables between them | L1 | refcount blocks | refcount table |
 //
 // Invariants
 //  - until `finish` the file starts with zeros: what an interruption leaves is no image that anybody would open
 //  - the header is written after a flush of everything that it leads to
-//  - a guest cluster is given at most once; what is never given reads as zeros and takes no space
+//  - a guest cluster is given at most once; what is never given takes no space, and reads as the image below, or as zeros
 //
 // `reserve` only says where data goes, so that the caller may let the kernel copy it, or write it in any order.
 
@@ -34,6 +34,8 @@ export interface Qcow2WriterOptions {
 	readonly clusterSize?: ByteCount;
 	/** How the clusters given to `appendPacked` are packed. Default: deflate. */
 	readonly compression?: "deflate" | "zstd";
+	/** The image below: its name as the header is to have it, and its format by the name that qemu-img uses. */
+	readonly backing?: { readonly name: string; readonly format: "raw" | "qcow2" };
 }
 
 const CLUSTER_SIZE_DEFAULT = 65_536;
@@ -50,6 +52,7 @@ export class Qcow2Writer {
 	readonly #size: number;
 	readonly #clusterBits: number;
 	readonly #compression: "deflate" | "zstd";
+	readonly #backing: Qcow2WriterOptions["backing"];
 	readonly #counts: ClusterCounts;
 	/** L2 tables in memory, by L1 index; the most recently used last. */
 	readonly #tables = new Map<number, DataView>();
@@ -76,6 +79,7 @@ export class Qcow2Writer {
 		this.#size = options.size;
 		this.#clusterBits = Math.log2(clusterSize);
 		this.#compression = options.compression ?? "deflate";
+		this.#backing = options.backing;
 		const l2Entries = clusterSize / layout.ENTRY_BYTES;
 		const l1Entries = divCeil(options.size, l2Entries * clusterSize);
 		if (l1Entries * layout.ENTRY_BYTES > layout.L1_BYTES_MAX)
@@ -288,6 +292,25 @@ export class Qcow2Writer {
 			headerLength: layout.HEADER_V3_LENGTH_KNOWN,
 			compressionType: this.#compression === "zstd" ? 1 : 0,
 		});
+		if (this.#backing !== undefined) putBacking(header, this.#backing);
 		return header;
 	}
+}
+
+/** The name of the image below stands behind the extension that tells its format. */
+function putBacking(header: Uint8Array, { name, format }: NonNullable<Qcow2WriterOptions["backing"]>): void {
+	const view = viewOf(header);
+	const encoder = new TextEncoder();
+	const nameBytes = encoder.encode(name);
+	const formatBytes = encoder.encode(format);
+	const extensionAt = layout.HEADER_V3_LENGTH_KNOWN;
+	layout.ExtensionHeader.put(view, extensionAt, { type: layout.Extension.BACKING_FORMAT, length: formatBytes.length });
+	header.set(formatBytes, extensionAt + layout.ExtensionHeader.size);
+	// Zeros behind it are the extension that ends them all.
+	const nameAt = extensionAt + 2 * layout.ExtensionHeader.size + roundUp(formatBytes.length, 8);
+	assert(nameBytes.length <= layout.BACKING_NAME_BYTES_MAX, `a backing file's name of ${nameBytes.length} bytes`);
+	assert(nameAt + nameBytes.length <= header.length, "the name of the backing file doesn't fit into the first cluster");
+	header.set(nameBytes, nameAt);
+	layout.HeaderV2.write.backingFileOffset(view, 0, nameAt);
+	layout.HeaderV2.write.backingFileSize(view, 0, nameBytes.length);
 }
