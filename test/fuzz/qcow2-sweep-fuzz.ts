@@ -27,7 +27,7 @@ import type { SparseImage } from "./sparse-image.ts";
 /** Of so many images that were swept, QEMU looks at one, before and after. */
 const SHOWN_TO_QEMU = 10;
 /** Guest clusters that are compared; a disk that claims more of them is left out. */
-const MAX_CLUSTERS = 4000;
+export const MAX_CLUSTERS = 4000;
 
 /** For `fuzzSeeds`. `path`: a file for QEMU to look at. */
 export async function attemptSweep(attempt: Attempt<Qcow2Target>, path: string): Promise<string> {
@@ -141,10 +141,10 @@ const open = (target: Qcow2Target, file: GuardedFile): Promise<OpenQcow2> =>
 	});
 
 /** By guest cluster: its bytes, or that they can't be read. Zeros where nothing is said. */
-type Content = ReadonlyMap<number, Outcome>;
+export type Content = ReadonlyMap<number, Outcome>;
 
 /** The disk's present content, and that of each snapshot. */
-async function contents(target: Qcow2Target, file: GuardedFile): Promise<Content[]> {
+export async function contents(target: Qcow2Target, file: GuardedFile): Promise<Content[]> {
 	const opened = await open(target, file);
 	const { disk, header, snapshotTable } = opened;
 	const below = header.backing === null ? 0 : (target.backing?.size ?? 0);
@@ -193,7 +193,7 @@ function expectSame(before: Content, after: Content, dropped: ReadonlySet<number
 }
 
 /** What is not there is zeros. */
-function isAlike(a: Outcome | undefined, b: Outcome | undefined): boolean {
+export function isAlike(a: Outcome | undefined, b: Outcome | undefined): boolean {
 	const zerosLike = (other: Outcome | undefined): Outcome => Buffer.alloc(other?.length ?? 0);
 	return isSame(a ?? zerosLike(b), b ?? zerosLike(a));
 }
@@ -226,7 +226,7 @@ function unaccounted(image: SparseImage): Map<number, Outcome> {
 }
 
 /** The exit code: 0 is well, 2 errors, 3 leaks. */
-async function checkByQemu(image: SparseImage, path: string): Promise<number | undefined> {
+export async function checkByQemu(image: SparseImage, path: string): Promise<number | undefined> {
 	await writeFile(path, image.bytes(0, image.size));
 	return (await run("qemu-img", ["check", "-q", "-f", "qcow2", path])).exitCode;
 }

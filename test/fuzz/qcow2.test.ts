@@ -14,12 +14,13 @@ import { seededRandom } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
 import { attemptImage, expectReadable } from "./image-fuzz.ts";
 import { layoutOf } from "./qcow2-layout.ts";
+import { attemptStore } from "./qcow2-store-fuzz.ts";
 import { attemptSweep } from "./qcow2-sweep-fuzz.ts";
 import { openQcow2, type Qcow2Target, qcow2Targets } from "./qcow2-targets.ts";
 import { fuzzSeeds, guardedFile } from "./seeded-fuzz.ts";
 
 /** Seeds that once found something: always run. */
-const FOUND = { reading: [80], sweeping: [42, 835] } as const;
+const FOUND = { reading: [80], sweeping: [42, 835], writing: [] } as const;
 
 describe("mutated qcow2 images", () => {
 	let targets: Qcow2Target[] | undefined;
@@ -39,6 +40,16 @@ describe("mutated qcow2 images", () => {
 		const outcomes = ["refused", "swept", "swept, shown to QEMU", "nothing to sweep"];
 		await fuzzSeeds(t, { file: "qcow2.test.ts", found: FOUND.sweeping, outcomes }, targets, (attempt) =>
 			attemptSweep(attempt, folder.file("image")),
+		);
+	});
+
+	test("refused, or written in place as a second image, without any other change", async (t) => {
+		if (!requireTool(t, "qemu-img", "qemu-io")) return;
+		targets ??= await qcow2Targets();
+		await using folder = await temporaryFolder();
+		const outcomes = ["refused", "written", "written, shown to QEMU"];
+		await fuzzSeeds(t, { file: "qcow2.test.ts", found: FOUND.writing, outcomes }, targets, (attempt) =>
+			attemptStore(attempt, folder.file("image")),
 		);
 	});
 
