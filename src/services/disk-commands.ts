@@ -5,7 +5,7 @@
 //                                    └─ at rest ─► open ──────────► diskCommands.clean.run(that disk)
 
 import { resolve } from "node:path";
-import { z } from "zod";
+import * as v from "valibot";
 import { VmsweepError } from "../foundations/errors.ts";
 import type { CheckReport } from "./check.ts";
 import { askServed } from "./control.ts";
@@ -16,22 +16,22 @@ import type { SnapshotStatus } from "./snapshots.ts";
 
 /** A command: what it is told, and how it is done. Input and report travel as JSON. */
 interface DiskCommand<Input, Report> {
-	readonly input: z.ZodType<Input>;
+	readonly input: v.GenericSchema<unknown, Input>;
 	run(disk: ServedDisk, input: Input, onProgress: OnProgress): Promise<Report>;
 }
 
 const diskCommand = <Input, Report>(
-	input: z.ZodType<Input>,
+	input: v.GenericSchema<unknown, Input>,
 	run: DiskCommand<Input, Report>["run"],
 ): DiskCommand<Input, Report> => ({ input, run });
 
-const snapshotName = z.strictObject({ name: z.string() });
+const snapshotName = v.strictObject({ name: v.string() });
 
 /** All of them, by the name under which they are asked for. */
 export const diskCommands = {
 	/** Cleans all that can be cleaned now. */
 	clean: diskCommand(
-		z.strictObject({}),
+		v.strictObject({}),
 		(disk, _, onProgress): Promise<CleanReport> =>
 			disk.cleanNow(({ droppedBytes, movedBytes }) =>
 				onProgress({ step: `cleaning ${disk.path}`, done: droppedBytes + movedBytes, total: null }),
@@ -44,7 +44,7 @@ export const diskCommands = {
 	}),
 	/** Sizes in bytes. */
 	resize: diskCommand(
-		z.strictObject({ size: z.int().positive() }),
+		v.strictObject({ size: v.pipe(v.number(), v.safeInteger(), v.minValue(1)) }),
 		async (disk, { size }): Promise<{ readonly size: number; readonly notes: readonly string[] }> => {
 			const notes = await disk.resize(size);
 			return { size: disk.size, notes };
@@ -52,14 +52,14 @@ export const diskCommands = {
 	),
 	/** Bytes per second; null for no limit. */
 	check: diskCommand(
-		z.strictObject({ repair: z.boolean(), bytesPerSecond: z.number().positive().nullable() }),
+		v.strictObject({ repair: v.boolean(), bytesPerSecond: v.nullable(v.pipe(v.number(), v.finite(), v.gtValue(0))) }),
 		(disk, { repair, bytesPerSecond }, onProgress): Promise<CheckReport> =>
 			disk.check({ repair, onProgress, ...(bytesPerSecond === null ? {} : { bytesPerSecond }) }),
 	),
 } as const;
 
 export type DiskCommandName = keyof typeof diskCommands;
-export type InputOf<Name extends DiskCommandName> = z.infer<(typeof diskCommands)[Name]["input"]>;
+export type InputOf<Name extends DiskCommandName> = v.InferOutput<(typeof diskCommands)[Name]["input"]>;
 export type ReportOf<Name extends DiskCommandName> = Awaited<ReturnType<(typeof diskCommands)[Name]["run"]>>;
 
 export interface RunOptions {
@@ -89,8 +89,8 @@ export async function runCommand(
 	onProgress: OnProgress,
 ): Promise<unknown> {
 	const command = diskCommands[name] as unknown as DiskCommand<unknown, unknown>;
-	const parsed = command.input.safeParse(input);
+	const parsed = v.safeParse(command.input, input);
 	if (!parsed.success)
-		throw new VmsweepError("USAGE", `${name}: ${parsed.error.issues[0]!.message}. Ask with the vmsweep of the server.`);
-	return await command.run(disk, parsed.data, onProgress);
+		throw new VmsweepError("USAGE", `${name}: ${parsed.issues[0].message}. Ask with the vmsweep of the server.`);
+	return await command.run(disk, parsed.output, onProgress);
 }

@@ -13,7 +13,7 @@
 // for another disk while this one isn't served.
 
 import { resolve } from "node:path";
-import { z } from "zod";
+import * as v from "valibot";
 import { readRecord } from "../adapters/images/durable-json.ts";
 import { MAX_DISK_BYTES } from "../core/log/format.ts";
 import { VmsweepError } from "../foundations/errors.ts";
@@ -27,79 +27,82 @@ export const DISK_BYTES_MAX = MAX_DISK_BYTES;
 /** Smallest disk, in bytes. */
 export const DISK_BYTES_MIN = 1024 * 1024;
 
-const size = z.int().min(DISK_BYTES_MIN).max(DISK_BYTES_MAX).multipleOf(BLOCK_SIZE);
-const position = z.int().nonnegative();
-const fileMark = { size: z.int().nonnegative(), changedNs: z.string().regex(/^\d{1,20}$/) };
-const fingerprint = z.strictObject({
+const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
+const size = v.pipe(count, v.minValue(DISK_BYTES_MIN), v.maxValue(DISK_BYTES_MAX), v.multipleOf(BLOCK_SIZE));
+const position = count;
+const uuid = v.pipe(v.string(), v.uuid());
+const time = v.pipe(v.string(), v.isoTimestamp());
+const fileMark = { size: count, changedNs: v.pipe(v.string(), v.regex(/^\d{1,20}$/)) };
+const fingerprint = v.strictObject({
 	...fileMark,
 	/** The images below it, nearest first. */
-	below: z.array(z.strictObject({ ...fileMark, path: z.string() })).optional(),
+	below: v.optional(v.array(v.strictObject({ ...fileMark, path: v.string() }))),
 });
 
 /** disk.json */
-const DiskDescription = z.strictObject({
-	format: z.literal(RECORD_FORMAT),
-	uuid: z.uuid(),
+const DiskDescription = v.strictObject({
+	format: v.literal(RECORD_FORMAT),
+	uuid,
 	size,
-	created: z.iso.datetime(),
+	created: time,
 	/** Size that the disk is being given: whoever opens it goes on with that. */
-	resizingTo: size.optional(),
-	second: z.strictObject({
+	resizingTo: v.optional(size),
+	second: v.strictObject({
 		/** Relative to the disk's directory, or absolute. */
-		path: z.string().min(1),
-		kind: z.enum(["file", "block-device"]),
+		path: v.pipe(v.string(), v.minLength(1)),
+		kind: v.picklist(["file", "block-device"]),
 		/** Said once and never probed again: a raw image's first bytes belong to the guest. Missing: raw. */
-		format: z.enum(["raw", "qcow2"]).optional(),
+		format: v.optional(v.picklist(["raw", "qcow2"])),
 		/** True where the image was there before the disk, so that it isn't ours to delete. */
-		adopted: z.boolean(),
+		adopted: v.boolean(),
 	}),
 });
-export type DiskDescription = z.infer<typeof DiskDescription>;
+export type DiskDescription = v.InferOutput<typeof DiskDescription>;
 
 /** IMAGE.vmsweep */
-const SecondImageRecord = z.strictObject({
-	format: z.literal(RECORD_FORMAT),
-	about: z.string(),
-	uuid: z.uuid(),
+const SecondImageRecord = v.strictObject({
+	format: v.literal(RECORD_FORMAT),
+	about: v.string(),
+	uuid,
 	/** Directory of the disk, absolute, where it was last served. */
-	disk: z.string(),
+	disk: v.string(),
 	/**
 	 * `whole`: the image is the disk, and any tool may read it.
 	 * `stands`: it is the disk as it was at `position`; newer writes are in the first image.
 	 * `needs-first-image`: it is between two such states; alone it is worth nothing.
 	 */
-	state: z.enum(["whole", "stands", "needs-first-image"]),
+	state: v.picklist(["whole", "stands", "needs-first-image"]),
 	/** While `needs-first-image`: the position at which it last stood by itself. */
 	position,
 	/** When it last did. Missing in records of older versions. */
-	stoodAt: z.iso.datetime().optional(),
+	stoodAt: v.optional(time),
 });
-export type SecondImageRecord = z.infer<typeof SecondImageRecord>;
+export type SecondImageRecord = v.InferOutput<typeof SecondImageRecord>;
 
 /** snapshots/NAME.json */
-const SnapshotRecord = z.strictObject({
-	format: z.literal(RECORD_FORMAT),
+const SnapshotRecord = v.strictObject({
+	format: v.literal(RECORD_FORMAT),
 	/** Its log's. */
-	uuid: z.uuid(),
-	created: z.iso.datetime(),
+	uuid,
+	created: time,
 	/** The disk's when it was taken. */
 	size,
 	position,
 	/** Entries of the first image at that instant. */
-	entry: z.int().nonnegative(),
+	entry: count,
 	/** `taking`: what it shows is still being moved to the second image. */
-	state: z.enum(["taking", "complete"]),
+	state: v.picklist(["taking", "complete"]),
 });
-export type SnapshotRecord = z.infer<typeof SnapshotRecord>;
+export type SnapshotRecord = v.InferOutput<typeof SnapshotRecord>;
 
 /** closed.json */
-const ClosedRecord = z.strictObject({
-	format: z.literal(RECORD_FORMAT),
-	uuid: z.uuid(),
+const ClosedRecord = v.strictObject({
+	format: v.literal(RECORD_FORMAT),
+	uuid,
 	/** How the second image looked when the disk was closed; null for a block device, which has no such marks. */
-	second: fingerprint.nullable(),
+	second: v.nullable(fingerprint),
 });
-export type ClosedRecord = z.infer<typeof ClosedRecord>;
+export type ClosedRecord = v.InferOutput<typeof ClosedRecord>;
 
 /** For people who find the file and wonder. */
 export const ABOUT_SECOND_IMAGE =
@@ -132,20 +135,25 @@ export const readSnapshotRecord = (directory: string, name: string): Promise<Sna
 export const readClosedRecord = (directory: string): Promise<ClosedRecord | undefined> =>
 	readValidated(closedPath(directory), ClosedRecord);
 
-async function readValidated<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
+async function readValidated<Schema extends v.GenericSchema>(
+	path: string,
+	schema: Schema,
+): Promise<v.InferOutput<Schema> | undefined> {
 	const record = await readRecord(path);
 	if (record === undefined) return undefined;
-	const version = z.looseObject({ format: z.unknown() }).safeParse(record).data?.format;
-	if (typeof version === "number" && version !== RECORD_FORMAT)
+	const marked = v.safeParse(v.looseObject({ format: v.number() }), record);
+	const version = marked.success ? marked.output.format : RECORD_FORMAT;
+	if (version !== RECORD_FORMAT)
 		throw new VmsweepError(
 			"DISK_WRONG_VERSION",
 			`${path} has format version ${version}; this vmsweep knows version ${RECORD_FORMAT}. Use the vmsweep that wrote it.`,
 		);
-	const parsed = schema.safeParse(record);
-	if (parsed.success) return parsed.data;
-	const { path: field, message } = parsed.error.issues[0]!;
-	const where = field.length > 0 ? `"${field.join(".")}": ` : "";
-	throw new VmsweepError("DISK_DAMAGED", `${path} is damaged (${where}${message}). Restore it from a copy.`);
+	const parsed = v.safeParse(schema, record);
+	if (parsed.success) return parsed.output;
+	const [issue] = parsed.issues;
+	const field = v.getDotPath(issue);
+	const where = field === null ? "" : `"${field}": `;
+	throw new VmsweepError("DISK_DAMAGED", `${path} is damaged (${where}${issue.message}). Restore it from a copy.`);
 }
 
 /** The 16 bytes of a UUID's text, in the order in which the text shows them. */
