@@ -46,7 +46,7 @@ export const diskCommands = {
 	resize: diskCommand(
 		v.strictObject({ size: v.pipe(v.number(), v.safeInteger(), v.minValue(1)) }),
 		async (disk, { size }): Promise<{ readonly size: number; readonly notes: readonly string[] }> => {
-			const notes = await disk.resize(size);
+			const notes = await disk.upkeep.resize(size);
 			return { size: disk.size, notes };
 		},
 	),
@@ -54,7 +54,7 @@ export const diskCommands = {
 	check: diskCommand(
 		v.strictObject({ repair: v.boolean(), bytesPerSecond: v.nullable(v.pipe(v.number(), v.finite(), v.gtValue(0))) }),
 		(disk, { repair, bytesPerSecond }, onProgress): Promise<CheckReport> =>
-			disk.check({ repair, onProgress, ...(bytesPerSecond === null ? {} : { bytesPerSecond }) }),
+			disk.upkeep.check({ repair, onProgress, ...(bytesPerSecond === null ? {} : { bytesPerSecond }) }),
 	),
 } as const;
 

@@ -11,21 +11,15 @@ import type { NbdClient } from "../adapters/nbd/listener.ts";
 import type { Liveness } from "../adapters/plane/connection.ts";
 import { DataPlane } from "../adapters/plane/data-plane.ts";
 import type { PlaneStatus } from "../adapters/plane/messages.ts";
-import { joinRuns } from "../core/cleaner/runs.ts";
-import { ABSENT } from "../core/log/first-image.ts";
 import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
-import type { GuestMap } from "../foundations/guest-map.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
-import { type CheckReport, checkReport, placesOf, type RottenPlace, repairable } from "./check.ts";
 import { Cleaner, type CleanerCounters, type VolumeStatus } from "./clean/cleaner.ts";
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup } from "./client-setup.ts";
 import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
-import { readGuestMap } from "./guest-map.ts";
-import { checkNewSize, checkTailUnused, notesAfterShrinking } from "./resize.ts";
-import { type ScrubOptions, type ScrubReport, scrub } from "./scrub.ts";
 import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
+import { Upkeep } from "./upkeep.ts";
 import { snapshotSource, viewSource } from "./view-source.ts";
 
 /** Time between two rounds of cleaning that found nothing to do. */
@@ -36,8 +30,6 @@ const HOPELESS_ROUNDS = 3;
 const DURABLE_MS = 5_000;
 /** Rounds after which "clean now" gives up on a guest that never rests. */
 const CLEAN_ROUNDS_MAX = 64;
-/** Blocks brought back in one call: bounds memory. */
-const UNDONE_AT_ONCE = 1024;
 
 export interface ServedDiskOptions {
 	/** Most host bytes that the first image may fill; default: what it was created with. */
@@ -107,6 +99,7 @@ export class ServedDisk implements AsyncDisposable {
 	readonly #directory: DiskDirectory;
 	readonly #plane: DataPlane;
 	readonly #cleaner: Cleaner;
+	readonly #upkeep: Upkeep;
 	readonly #onEvent: (line: string) => void;
 	readonly #closing = new AbortController();
 	/** Ends a pause between rounds early. */
@@ -147,6 +140,12 @@ export class ServedDisk implements AsyncDisposable {
 			},
 			opened,
 		);
+		this.#upkeep = new Upkeep({
+			directory,
+			plane,
+			cleaner: this.#cleaner,
+			exclusive: (work) => this.#exclusive(work),
+		});
 		this.#flushing = this.#keepDurable();
 	}
 
@@ -181,8 +180,7 @@ export class ServedDisk implements AsyncDisposable {
 			// As long as nobody cleans, waiting for room would be waiting for ever.
 			await plane.ask("refuseWhenFull", true);
 			disk = new ServedDisk(directory, plane, (await plane.ask("status")).position, onEvent, quarantineMs);
-			const { resizingTo } = directory.description;
-			if (resizingTo !== undefined) await disk.#finishResize(resizingTo);
+			await disk.#upkeep.resumeResize();
 			disk.#resume();
 			return disk;
 		} catch (error) {
@@ -240,7 +238,7 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** Folds the first image into the second completely; afterwards the second image is the whole disk. */
 	async commit(onProgress: (counters: CleanerCounters) => void = () => {}): Promise<CommitReport> {
-		await this.#refuseClients("commit");
+		await this.#upkeep.refuseClients("commit");
 		const status = await this.#plane.ask("status");
 		return await this.#exclusive(async () => {
 			const before = await this.#sizes();
@@ -282,153 +280,9 @@ export class ServedDisk implements AsyncDisposable {
 		return await this.#exclusive(() => work(snapshotSource(this.#plane, name, this.#directory.second, size)));
 	}
 
-	/**
-	 * Reads everything again and compares it with its checksums; with `repair`, makes good what can be. Throws INTERRUPTED,
-	 * DISK_STOPPED or IO.
-	 */
-	async check(options: ScrubOptions & { readonly repair?: boolean } = {}): Promise<CheckReport> {
-		const { second, snapshots } = this.#directory;
-		const found = await scrub(
-			{
-				plane: this.#plane,
-				second,
-				size: this.size,
-				snapshots: snapshots.readable(),
-				exclusive: (work) => this.#exclusive(work),
-			},
-			options,
-		);
-		return await this.#exclusive(async () => {
-			const places = found.rotten.length === 0 ? [] : placesOf(found.rotten, await this.#guestMap());
-			const repaired = options.repair === true ? await this.#repair(found, places) : nothingRepaired;
-			return checkReport(found, places, [], repaired);
-		});
-	}
-
-	/** Of the disk as it is now; undefined where what it would read is rotten, too. */
-	async #guestMap(): Promise<GuestMap | undefined> {
-		const view = await this.#plane.ask("takeView");
-		try {
-			const { firstFd, second } = this.#directory;
-			return await readGuestMap(viewSource(this.#plane, view, firstFd, second, this.size));
-		} catch (error) {
-			if (isVmsweepError(error, "IO")) return undefined;
-			throw error;
-		} finally {
-			await this.#plane.ask("releaseView", view.id);
-		}
-	}
-
-	async #repair(
-		{ rottenRecords }: ScrubReport,
-		places: readonly RottenPlace[],
-	): Promise<{ blocks: number; lines: string[]; records: boolean }> {
-		const lines: string[] = [];
-		const unused = joinRuns(repairable(places));
-		// A running guest may use them again at any moment; its file system's view of them is older than that.
-		const isQuiet = (await this.#plane.ask("status")).clients === 0;
-		let blocks = 0;
-		if (unused.length > 0 && isQuiet) {
-			blocks = await this.#cleaner.giveUp(unused);
-			lines.push(`gave up ${blocks} rotten blocks that the guest doesn't use; they read as zeros now`);
-		}
-		if (rottenRecords > 0) {
-			const view = await this.#plane.ask("takeView");
-			try {
-				await this.#plane.ask("flush");
-				await this.#cleaner.foldView(view);
-				lines.push(`moved what ${rottenRecords} rotten records of the first image describe to the second image`);
-			} finally {
-				await this.#plane.ask("releaseView", view.id);
-			}
-		}
-		return { blocks, lines, records: rottenRecords > 0 };
-	}
-
-	/** Brings back what was dropped and not written since; the VM must be off. Returns the bytes. Throws DISK_LOCKED, IO, NO_SPACE. */
-	async undo(onProgress: (done: number, total: number) => void = () => {}): Promise<number> {
-		await this.#refuseClients("undo");
-		return await this.#exclusive(async () => {
-			const runs = await this.#plane.ask("undoable");
-			let total = 0;
-			for (let i = 0; i < runs.length; i += 4) total += runs[i + 1]! * BLOCK_SIZE;
-			let done = 0;
-			for (let i = 0; i < runs.length; i += 4)
-				for (let from = 0; from < runs[i + 1]!; from += UNDONE_AT_ONCE) {
-					const count = Math.min(UNDONE_AT_ONCE, runs[i + 1]! - from);
-					const [block, , slot, at] = runs.subarray(i, i + 4);
-					const piece = [
-						block! + from,
-						count,
-						slot === ABSENT ? ABSENT : slot! + from,
-						at! < 0 ? -1 : at! + from * BLOCK_SIZE,
-					];
-					done += (await this.#plane.ask("restore", Float64Array.from(piece))) * BLOCK_SIZE;
-					onProgress(done, total);
-				}
-			await this.#plane.ask("flush");
-			return done;
-		});
-	}
-
-	/** Bytes that `undo` would bring back now. */
-	async undoableBytes(): Promise<number> {
-		const runs = await this.#plane.ask("undoable");
-		let bytes = 0;
-		for (let i = 0; i < runs.length; i += 4) bytes += runs[i + 1]! * BLOCK_SIZE;
-		return bytes;
-	}
-
-	/**
-	 * Gives the disk another size, in bytes; clients see it when they connect again. Shrinking needs a disk without clients and
-	 * snapshots, and a guest map that shows the tail unused. Returns notes for the operator.
-	 * Throws USAGE, DISK_LOCKED, IMAGE_UNSUPPORTED, NO_SPACE or IO; a resize that was begun is finished by the next start.
-	 */
-	async resize(size: number): Promise<string[]> {
-		checkNewSize(size);
-		const isShrinking = size < this.size;
-		if (isShrinking) await this.#refuseClients("shrink it");
-		return await this.#exclusive(async () => {
-			const notes: string[] = [];
-			if (isShrinking) notes.push(...(await this.#checkShrinking(size)));
-			if (size !== this.size) {
-				await this.#directory.describe({ ...this.#directory.description, resizingTo: size });
-				await this.#finishResize(size);
-			}
-			return notes;
-		});
-	}
-
-	async #checkShrinking(size: number): Promise<string[]> {
-		const { snapshots } = this.#directory;
-		if (snapshots.count > 0)
-			throw new VmsweepError(
-				"DISK_LOCKED",
-				`${this.path} has ${snapshots.count} snapshots of its present size. Delete them before it is shrunk.`,
-			);
-		const map = await this.#guestMap();
-		if (map === undefined)
-			throw new VmsweepError("IO", `${this.path}: the guest's file systems can't be read. Run vmsweep check.`);
-		checkTailUnused(map, size, this.path);
-		return notesAfterShrinking(map);
-	}
-
-	/** Whatever was done of it before a crash is done again. The image that has the guest's data beyond an end goes last. */
-	async #finishResize(size: number): Promise<void> {
-		const { second, description } = this.#directory;
-		if (size > second.size) await second.resize(byteCount(size));
-		await this.#plane.ask("resize", size);
-		if (size < second.size) await second.resize(byteCount(size));
-		await second.flush();
-		this.#cleaner.resized();
-		const { resizingTo: _, ...rest } = description;
-		await this.#directory.describe({ ...rest, size });
-	}
-
-	async #refuseClients(command: string): Promise<void> {
-		const { clients } = await this.#plane.ask("status");
-		if (clients > 0)
-			throw new VmsweepError("DISK_LOCKED", `${this.path} has ${clients} clients. Shut the VM down, then ${command}.`);
+	/** What operators do to a disk beside its service: check, undo, resize. */
+	get upkeep(): Upkeep {
+		return this.#upkeep;
 	}
 
 	async status(): Promise<DiskStatus> {
@@ -608,5 +462,3 @@ export class ServedDisk implements AsyncDisposable {
 
 const describeRot = (path: string, block: number): string =>
 	`${path}: the block at byte ${block * BLOCK_SIZE} doesn't match its checksum: the host's storage has damaged it. Whoever reads it gets an error. Find all such blocks with vmsweep check.`;
-
-const nothingRepaired = { blocks: 0, lines: [], records: false };

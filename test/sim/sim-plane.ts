@@ -7,6 +7,7 @@
 import type { Pinned } from "../../src/adapters/os/syscalls.ts";
 import * as sys from "../../src/adapters/os/syscalls.ts";
 import type { CalledPlane } from "../../src/adapters/plane/called.ts";
+import { newCounters } from "../../src/adapters/plane/counters.ts";
 import { type PlaneHandlers, planeHandlers } from "../../src/adapters/plane/handlers.ts";
 import type { PlaneCall, PlaneCalls, PlanePort } from "../../src/adapters/plane/messages.ts";
 import type { Snapshots } from "../../src/adapters/plane/snapshots.ts";
@@ -80,24 +81,12 @@ export class SimPlane implements PlanePort {
 	}
 
 	#called(): CalledPlane {
-		const counters = {
-			reads: 0,
-			readBytes: 0,
-			writes: 0,
-			writtenBytes: 0,
-			zeroedBytes: 0,
-			flushes: 0,
-			datasyncs: 0,
-			slowReads: 0,
-			errors: 0,
-			rottenReads: 0,
-		};
 		const stalled = (): number => this.stalled;
 		return {
 			log: this.log,
 			viewPoints: this.viewPoints,
 			ages: this.ages,
-			counters,
+			counters: newCounters(),
 			clientCount: 0,
 			get stalledCount() {
 				return stalled();

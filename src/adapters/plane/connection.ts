@@ -1,5 +1,5 @@
 // Connection: one NBD client in its transmission phase. Turns received bytes into work for the disk and
-// keeps, in order, what has to be answered once that work is done.
+// keeps, in order, what has to be answered once that work is done (pending-answers.ts).
 //
 //   socket ─ recv ─► input ─ parse ─► disk: stage writes and zeroes    (many requests, one append)
 //                                └──► pending: what to answer           (after the append)
@@ -23,9 +23,18 @@ import {
 	Request,
 } from "../../core/nbd/protocol.ts";
 import { type ReplyTo, ReplyWriter } from "../../core/nbd/replies.ts";
-import { BLOCK_SIZE } from "../../foundations/units.ts";
+import { BLOCK_SIZE, roundDown, roundUp } from "../../foundations/units.ts";
 import { InputBuffer, OutputBuffer } from "./buffers.ts";
 import type { DiskReader } from "./disk-reader.ts";
+import {
+	ALL_CONTEXTS,
+	PENDING_DONE,
+	PENDING_ERROR,
+	PENDING_FLUSH,
+	PENDING_READ,
+	PENDING_STATUS,
+	PendingAnswers,
+} from "./pending-answers.ts";
 
 /** A write payload that is not complete is staged in pieces of at least this many bytes. */
 const PIECE_BYTES = 256 * 1024;
@@ -84,17 +93,6 @@ export interface ClientSetup {
 const FILTER_LENGTH_BYTES = 8;
 const FILTER_ID_BYTES = 4;
 
-/** What a pending answer is about. */
-export const PENDING_DONE = 0;
-export const PENDING_READ = 1;
-export const PENDING_STATUS = 2;
-export const PENDING_ERROR = 3;
-/** Answered once everything written so far is durable. */
-export const PENDING_FLUSH = 4;
-
-/** Names a client's contexts, all of them: a bit per place in `ClientSetup.contexts`. */
-export const ALL_CONTEXTS = -1;
-
 /** A request's header, taken apart; one per connection, used for each request anew. */
 class RequestHeader implements ReplyTo {
 	flags = 0;
@@ -120,42 +118,6 @@ class RequestHeader implements ReplyTo {
 	}
 }
 
-/** Answers owed to a client, as parallel arrays that are emptied, never thrown away. */
-export class PendingAnswers {
-	readonly kind: number[] = [];
-	readonly cookieHigh: number[] = [];
-	readonly cookieLow: number[] = [];
-	readonly offsetHigh: number[] = [];
-	readonly offsetLow: number[] = [];
-	/** Bytes of a read or status request; the error number of a PENDING_ERROR. */
-	readonly length: number[] = [];
-	readonly flags: number[] = [];
-	/** Of a status request: which contexts it is about. */
-	readonly contexts: number[] = [];
-	count = 0;
-
-	/** Owes an answer to a request; `length` as in the array of that name. */
-	push(kind: number, to: RequestHeader, length: number, contexts: number = ALL_CONTEXTS): number {
-		const index = this.count++;
-		this.kind[index] = kind;
-		this.cookieHigh[index] = to.cookieHigh;
-		this.cookieLow[index] = to.cookieLow;
-		this.offsetHigh[index] = to.offsetHigh;
-		this.offsetLow[index] = to.offsetLow;
-		this.length[index] = length;
-		this.flags[index] = to.flags;
-		this.contexts[index] = contexts;
-		return index;
-	}
-
-	/** Turns an owed answer into an error, unless it is one already. */
-	fail(index: number, error: number): void {
-		if (this.kind[index] === PENDING_ERROR) return;
-		this.kind[index] = PENDING_ERROR;
-		this.length[index] = error;
-	}
-}
-
 /** What a connection asks of the disk while it parses. */
 export interface RequestSink {
 	readonly diskSize: number;
@@ -167,8 +129,6 @@ export interface RequestSink {
 	stageWrite(client: Connection, at: number, length: number, from: number, owner: number): boolean;
 	/** Stages zeros; `trim` leaves partial blocks at the ends as they are, `allocate` writes real zeros. */
 	stageZeroes(client: Connection, at: number, length: number, how: ZeroMode, owner: number): boolean;
-	/** The guest will read this soon. */
-	willNeed(client: Connection, at: number, length: number): void;
 }
 
 export type ZeroMode = "trim" | "zero" | "allocate";
@@ -243,6 +203,14 @@ export class Connection {
 		if (this.#currentError === 0) this.#currentError = error;
 	}
 
+	/** Sends what the socket takes of the replies. */
+	send(): void {
+		if (this.broken || this.output.isEmpty) return;
+		if (this.output.send(this.fd) === "closed") this.broken = true;
+		// What was received and could not be answered for lack of output space goes on now.
+		else if (this.output.isEmpty && this.input.length > 0 && !this.stalled) this.hasMore = true;
+	}
+
 	/** Turns received bytes into staged work and pending answers, until bytes, room or the round's limits run out. */
 	parse(sink: RequestSink): void {
 		this.stalled = false;
@@ -312,7 +280,7 @@ export class Connection {
 				return 0;
 			case command.CACHE: {
 				const error = rangeError(sink, flags, 0, offset, length);
-				if (error === 0) sink.willNeed(this, offset, length);
+				if (error === 0) this.#readAhead(offset, length);
 				pending.push(error === 0 ? PENDING_DONE : PENDING_ERROR, header, error);
 				return 0;
 			}
@@ -459,6 +427,14 @@ export class Connection {
 		if (!complete) return false;
 		this.#endWrite(write);
 		return true;
+	}
+
+	/** The client will read this soon. Advice only: what is more than one read could take is not worth the time of others. */
+	#readAhead(at: number, length: number): void {
+		if (length === 0) return;
+		const start = roundDown(at, BLOCK_SIZE);
+		this.reader.plan(start, roundUp(at + Math.min(length, PAYLOAD_BYTES_MAX), BLOCK_SIZE) - start);
+		this.reader.readAhead();
 	}
 
 	#endWrite(write: IncomingWrite): void {

@@ -73,6 +73,12 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(undefined);
 		},
 		resize: (size, done) => {
+			// Asked here, where no client can come in between.
+			if (size < log.diskBytes && plane.clientCount > 0)
+				throw new VmsweepError(
+					"DISK_LOCKED",
+					`${plane.clientCount} clients use the disk. Detach them, then shrink it.`,
+				);
 			plane.resize(size);
 			done(undefined);
 		},
@@ -140,6 +146,7 @@ function statusOf(plane: CalledPlane): PlaneStatus {
 		position: log.position,
 		durablePosition: log.durablePosition,
 		guestEntries: log.guestEntries,
+		size: log.diskBytes,
 		tailPosition: log.tailPosition,
 		usedBytes: log.usedBytes,
 		limitBytes: log.limitBytes,

@@ -13,7 +13,7 @@ import type { ErrorCode } from "../../foundations/errors.ts";
 import type { LogPosition } from "../../foundations/units.ts";
 import type { SecondLayout, TableUpdate } from "../images/second-layout.ts";
 import type { ClientSetup } from "./connection.ts";
-import type { PlaneCounters } from "./plane.ts";
+import type { PlaneCounters } from "./counters.ts";
 import type { SnapshotSetup } from "./snapshots.ts";
 import type { Collected, KeptView, WatchPlan } from "./watch.ts";
 
@@ -24,6 +24,8 @@ export interface PlaneStatus {
 	/** What `guestEntries` of a view taken now would be. */
 	readonly guestEntries: number;
 	readonly tailPosition: LogPosition;
+	/** Of the disk, in bytes. */
+	readonly size: number;
 	/** Host bytes that the log's segments fill. */
 	readonly usedBytes: number;
 	readonly limitBytes: number;
@@ -90,7 +92,7 @@ export interface PlaneCalls {
 	restore: { input: Float64Array; output: number };
 	/** Writes tables of the second image, and reads by them from now on; see `WriteTables` in images/second-layout.ts. */
 	writeSecondTables: { input: TableUpdate; output: undefined };
-	/** The disk has another size, in bytes. */
+	/** Gives the disk another size, in bytes. A smaller one is refused with DISK_LOCKED while there are clients. */
 	resize: { input: number; output: undefined };
 	/** Compares some of a segment's live blocks with their checksums, from 0 or the last answer's `next` on. */
 	scrub: { input: { sequence: number; from: number }; output: ScrubbedPart };

@@ -21,7 +21,9 @@ export async function undo(path: string, { dryRun = false, json = false }: UndoO
 		async () => {
 			// Whatever the log still has stays there until this command has looked at it.
 			await using disk = await ServedDisk.open(resolve(path), { quarantineMs: Number.MAX_SAFE_INTEGER, onEvent: warn });
-			return dryRun ? await disk.undoableBytes() : await disk.undo((done, total) => bar.update({ step, done, total }));
+			return dryRun
+				? await disk.upkeep.undoableBytes()
+				: await disk.upkeep.undo((done, total) => bar.update({ step, done, total }));
 		},
 	);
 	bar[Symbol.dispose]();
