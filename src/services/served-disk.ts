@@ -135,7 +135,7 @@ export class ServedDisk implements AsyncDisposable {
 				quarantineMs,
 				newestSnapshot: () => snapshots.newest,
 				beforeChange: () => directory.recordStand({ ...directory.stand, state: "needs-first-image" }),
-				onFolded: (position) => this.#recordStand("stands", position),
+				onFolded: ({ position }) => this.#recordStand("stands", position),
 				closing: this.#closing.signal,
 			},
 			opened,

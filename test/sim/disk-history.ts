@@ -181,8 +181,11 @@ export class DiskHistory {
 	readonly #closing = new AbortController();
 	/** The disk right after each record, by log position. */
 	readonly #instants = new Map<LogPosition, readonly number[]>();
+	/** What the views showed that the cleaner took by itself, by their number in this life of the plane. */
+	readonly #viewed = new Map<number, readonly number[]>();
 	/** What the record beside the second image says: it is the disk at this position by itself. */
-	#standsAt: LogPosition | undefined;
+	/** The disk that the second image is by itself, by its record. */
+	#stands: readonly number[] | undefined;
 	#cleaning = false;
 	#views: HeldView[] = [];
 	/** Oldest first. */
@@ -461,16 +464,14 @@ export class DiskHistory {
 
 	/** Where the record says so, the second image is by itself the disk at a record of the guest. */
 	#checkStand(): void {
-		if (this.#standsAt === undefined) return;
+		const instant = this.#stands;
+		if (instant === undefined) return;
 		this.tally.standsChecked++;
-		const instant = this.#instants.get(this.#standsAt);
-		if (instant === undefined)
-			throw new PromiseBroken(`the second image stands at ${this.#standsAt}, no record's position`);
 		for (const block of [RECORD_BLOCK, ...(this.#commits.get(instant[RECORD_BLOCK]!)?.written ?? [])]) {
 			const found = valueIn(this.#stored(block));
 			if (found !== instant[block])
 				throw new PromiseBroken(
-					`the second image stands at ${this.#standsAt}, but its block ${block} is ${found}, not ${instant[block]}`,
+					`the second image stands by itself, but its block ${block} is ${found}, not ${instant[block]}`,
 				);
 		}
 	}
@@ -547,9 +548,11 @@ export class DiskHistory {
 			snapshotLogs,
 		};
 		this.#secondSums = secondSums;
+		this.#viewed.clear();
 		this.plane = new SimPlane(log, files, this.world, this.#live, {
 			dropped: (pairs) => this.#noteDropped(pairs),
-			viewTaken: () => {
+			viewTaken: (id) => {
+				this.#viewed.set(id, this.readDisk());
 				this.#unsettledInView = this.model.unsettled();
 			},
 			restoring: (runs) => this.#noteRestoring(runs),
@@ -580,7 +583,7 @@ export class DiskHistory {
 			newestSnapshot: () =>
 				this.#mutant?.ignoreSnapshots ? undefined : this.#snapshots.findLast(({ complete }) => complete)?.name,
 			beforeChange: () => (this.#mutant?.staleStand ? Promise.resolve() : this.#recordStand(undefined)),
-			onFolded: (position) => this.#recordStand(position),
+			onFolded: (view) => this.#recordStand(this.#viewed.get(view.id) ?? this.#instants.get(view.position)!),
 			closing: this.#closing.signal,
 			quarantineMs: this.#quarantineMs,
 		};
@@ -655,12 +658,12 @@ export class DiskHistory {
 	}
 
 	/** Notes durably whether the second image stands by itself, and at which position. */
-	async #recordStand(position: LogPosition | undefined): Promise<void> {
-		if (this.#standsAt === position) return;
-		if (position !== undefined) this.tally.folds++;
+	async #recordStand(disk: readonly number[] | undefined): Promise<void> {
+		if (this.#stands === disk) return;
+		if (disk !== undefined) this.tally.folds++;
 		await this.#live.turn();
 		// A small record, written and renamed: there or not.
-		if (!this.world.isCut) this.#standsAt = position;
+		if (!this.world.isCut) this.#stands = disk;
 	}
 
 	#begin(disk: readonly number[], unsettled: ReadonlySet<number>): void {

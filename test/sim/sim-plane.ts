@@ -9,7 +9,7 @@ import * as sys from "../../src/adapters/os/syscalls.ts";
 import type { CalledPlane } from "../../src/adapters/plane/called.ts";
 import { newCounters } from "../../src/adapters/plane/counters.ts";
 import { type PlaneHandlers, planeHandlers } from "../../src/adapters/plane/handlers.ts";
-import type { PlaneCall, PlaneCalls, PlanePort } from "../../src/adapters/plane/messages.ts";
+import type { PlaneCall, PlaneCalls, PlanePort, ViewHandle } from "../../src/adapters/plane/messages.ts";
 import type { Snapshots } from "../../src/adapters/plane/snapshots.ts";
 import { ViewPoints } from "../../src/adapters/plane/view-points.ts";
 import { WriteAges } from "../../src/adapters/plane/write-ages.ts";
@@ -25,7 +25,7 @@ export interface PlaneWatcher {
 	/** Blocks became zeros because the cleaner holds them unused: pairs [block, count]. */
 	dropped(pairs: Float64Array): void;
 	/** A view was taken, of the disk as it is right now. */
-	viewTaken(): void;
+	viewTaken(id: number): void;
 	/** Blocks are about to be brought back (see `restore`); what it returns is told whether that was done. */
 	restoring(runs: Float64Array): (done: boolean) => void;
 	/** Blocks that were to be dropped when that failed: the entry may be there all the same. */
@@ -121,7 +121,7 @@ export class SimPlane implements PlanePort {
 		if (this.#world.isCut) return new Promise(() => {});
 		const output = await new Promise<PlaneCalls[K]["output"]>((resolve, reject) => {
 			const done = (answer: unknown): void => {
-				if (kind === "takeView") this.#watcher.viewTaken();
+				if (kind === "takeView") this.#watcher.viewTaken((answer as ViewHandle).id);
 				if (kind === "dropped") this.#watcher.dropped(answer as Float64Array);
 				if (kind === "dropped" && this.log.commitError !== undefined)
 					this.#watcher.maybeDropped((input[0] as PlaneCalls["dropped"]["input"]).runs);

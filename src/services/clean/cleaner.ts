@@ -63,8 +63,8 @@ export interface CleanerDisk {
 	readonly newestSnapshot: () => string | undefined;
 	/** Resolves once it is durably noted that the second image doesn't stand by itself any more. */
 	readonly beforeChange: () => Promise<void>;
-	/** The second image equals the disk at this position, a guest's commit point where one is known, durably. */
-	readonly onFolded: (position: LogPosition) => Promise<void>;
+	/** The second image equals the disk as this view shows it, a guest's commit point where one is known, durably. */
+	readonly onFolded: (view: ViewHandle) => Promise<void>;
 	/** Ends a fold early: the disk is being closed. */
 	readonly closing: AbortSignal;
 	/** For how long dropped blocks can be brought back; 0: not at all. */
@@ -150,7 +150,10 @@ export class Cleaner {
 	/** The newest verdict's volume, and the view in which it was reached. */
 	#point: { readonly volume: ServedVolume; readonly view: ViewHandle } | undefined;
 	#foldedTime = Number.NEGATIVE_INFINITY;
+	/** In guest entries. */
 	#foldedAt = -1;
+	/** Since when the guest has written nothing. */
+	#rest = { guestEntries: -1, since: 0 };
 	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
 	#changedThrough = 0;
 
@@ -196,8 +199,9 @@ export class Cleaner {
 	}
 
 	async #measureGuest(): Promise<void> {
-		const { position } = await this.#disk.plane.ask("status");
+		const { position, guestEntries } = await this.#disk.plane.ask("status");
 		const now = this.#world.now();
+		if (guestEntries !== this.#rest.guestEntries) this.#rest = { guestEntries, since: now };
 		const seconds = (now - this.#measured.at) / 1000;
 		if (seconds < MEASURE_SECONDS) return;
 		const rate = ((position - this.#measured.position) * BLOCK_SIZE) / seconds;
@@ -313,11 +317,11 @@ export class Cleaner {
 		} finally {
 			await plane.ask("releaseView", view.id);
 		}
-		if (!urgent && !everything) await this.#rest(status, this.#world.now() - started);
+		if (!urgent && !everything) await this.#yield(status, this.#world.now() - started);
 	}
 
 	/** While the guest is active, rests a multiple of what the last batch took: the fuller the log, the less. */
-	async #rest(before: PlaneStatus, milliseconds: number): Promise<void> {
+	async #yield(before: PlaneStatus, milliseconds: number): Promise<void> {
 		const status = await this.#disk.plane.ask("status");
 		if (activityOf(status) === activityOf(before) || isUrgent(status)) return;
 		const room = URGENT_SHARE - status.usedBytes / status.limitBytes;
@@ -353,28 +357,46 @@ export class Cleaner {
 		if (point !== undefined) await this.#disk.plane.ask("releaseView", point.view.id);
 	}
 
-	/** Now and then, while the guest is quiet, makes the second image complete at the newest commit point. */
+	/**
+	 * Now and then, while the guest is quiet, makes the second image complete: at the newest commit point that a verdict
+	 * was reached at, or as the disk is once the guest has rested for a while.
+	 */
 	async #foldSettled(): Promise<void> {
-		const { plane, onFolded, second } = this.#disk;
-		const point = this.#point;
-		if (point === undefined) return;
+		const { plane, onFolded, second, closing } = this.#disk;
 		const now = this.#world.now();
-		const status = await plane.ask("status");
-		const isExact = point.view.guestEntries >= this.#changedThrough && point.view.position > this.#foldedAt;
 		const isDue = this.#quiet && now - this.#foldedTime >= FOLD_MS;
 		// A view holds segments: it's let go of unless it is folded now.
-		if (!isExact || !isDue || isUrgent(status) || (await this.#liveBytes()) > FOLD_BYTES_MAX)
+		if (!isDue || isUrgent(await plane.ask("status")) || (await this.#liveBytes()) > FOLD_BYTES_MAX)
 			return await this.#forgetPoint();
-		await plane.ask("flush");
-		assert(await plane.ask("isDurable", point.view.id), "a flush that began after a view makes it durable");
-		const unused = this.#young.get(point.volume) ?? [];
-		const moved = await this.#fold.run(point.view, second.size / BLOCK_SIZE, { unused, signal: this.#disk.closing });
+		const target = await this.#foldTarget(now);
+		if (target === undefined) return await this.#forgetPoint();
+		const { view, unused } = target;
+		try {
+			await plane.ask("flush");
+			assert(await plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
+			this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+			const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused, signal: closing });
+			if (moved === undefined) return;
+			this.counters.movedBytes += moved;
+			this.#foldedTime = now;
+			this.#foldedAt = view.guestEntries;
+			await onFolded(view);
+		} finally {
+			if (this.#point === undefined) await plane.ask("releaseView", view.id);
+			else await this.#forgetPoint();
+		}
+	}
+
+	/** What is worth folding now, and which of its blocks nothing uses; the view is `#point`'s or a new one. */
+	async #foldTarget(now: number): Promise<{ view: ViewHandle; unused: readonly BlockRun[] } | undefined> {
+		const isWorthIt = ({ guestEntries }: ViewHandle): boolean =>
+			guestEntries >= this.#changedThrough && guestEntries > this.#foldedAt;
+		const point = this.#point;
+		if (point !== undefined && isWorthIt(point.view))
+			return { view: point.view, unused: this.#young.get(point.volume) ?? [] };
 		await this.#forgetPoint();
-		if (moved === undefined) return;
-		this.counters.movedBytes += moved;
-		this.#foldedTime = now;
-		this.#foldedAt = point.view.position;
-		await onFolded(point.view.position);
+		if (now - this.#rest.since < SETTLE_MS || this.#rest.guestEntries <= this.#foldedAt) return undefined;
+		return { view: await this.#disk.plane.ask("takeView"), unused: [] };
 	}
 
 	/** What of the guest's data is in the first image. */
