@@ -37,7 +37,7 @@ export interface Peer {
 }
 
 export interface ServeOptions {
-	/** Limit of vmsweep's first image where it cleans; what a user gets where not given. */
+	/** Limit of vmsweep's first image where it cleans; {@link USUAL_LOG_BYTES} where not given. */
 	readonly logLimitBytes?: number | undefined;
 }
 
@@ -66,6 +66,8 @@ export interface Server extends AsyncDisposable {
 	movedBytes(): Promise<number | undefined>;
 }
 
+/** Limit of the first image that disks from 4 to 16 GiB get; those of the benchmark are smaller only to save time. */
+const USUAL_LOG_BYTES = 4 * 1024 ** 3;
 /** Cleaning off, the first image only grows; no run of the benchmark writes as much as this. */
 const NEVER_FULL = "256G";
 
@@ -149,9 +151,8 @@ function vmsweepPeer(id: PeerId, title: string, clean: "continuous" | "off"): Pe
 				await rm(`${image}.vmsweep`, { force: true });
 			};
 			await forget();
-			const limit = clean === "off" ? NEVER_FULL : logLimitBytes === undefined ? undefined : String(logLimitBytes);
-			const limited = limit === undefined ? [] : ["--log-limit", limit];
-			await runOk(vmsweep, ["create", disk, "--second", image, ...limited]);
+			const limit = clean === "off" ? NEVER_FULL : String(logLimitBytes ?? USUAL_LOG_BYTES);
+			await runOk(vmsweep, ["create", disk, "--second", image, "--log-limit", limit]);
 			return startServer({
 				socket,
 				program: vmsweep,

@@ -19,7 +19,7 @@ import type { FileMark, ImageFingerprint, SecondImage } from "../adapters/images
 import { ioError } from "../adapters/images/write-run.ts";
 import { isDiskLocked, lockDisk } from "../adapters/os/locks.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
-import { formatBytes, type LogPosition, logPosition } from "../foundations/units.ts";
+import { byteCount, formatBytes, type LogPosition, logPosition } from "../foundations/units.ts";
 import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath, secondSumsPath } from "./disk-paths.ts";
 import {
 	ABOUT_SECOND_IMAGE,
@@ -57,6 +57,8 @@ interface DiskParts {
 	readonly sums: FileHandle;
 	readonly snapshots: DiskSnapshots;
 	readonly record: SecondImageRecord;
+	readonly wasClean: boolean;
+	readonly wasChanged: boolean;
 }
 
 /**
@@ -73,6 +75,9 @@ export async function openDiskDirectory(path: string, options: OpenDiskOptions =
 	try {
 		await lockDisk(first.fd, firstImagePath(directory));
 		second = await openSecond(secondImagePath(directory, description), description.second.format ?? "raw");
+		// A device may be larger than the disk; what lies behind is none of ours.
+		const used = byteCount(Math.max(description.size, description.resizingTo ?? 0));
+		if (second.kind === "block-device" && second.size > used) await second.resize(used);
 		const record = await checkIdentity(directory, description, second);
 		const closed = await readClosedRecord(directory);
 		if (closed !== undefined && closed.uuid !== description.uuid)
@@ -82,10 +87,8 @@ export async function openDiskDirectory(path: string, options: OpenDiskOptions =
 		sums = await openSums(directory, { forget: change !== undefined });
 		snapshots = await DiskSnapshots.open(directory);
 		await removeRecord(closedPath(directory));
-		return new DiskDirectory(
-			{ path: directory, description, first, second, sums, snapshots, record },
-			closed !== undefined,
-		);
+		const how = { wasClean: closed !== undefined, wasChanged: change !== undefined };
+		return new DiskDirectory({ path: directory, description, first, second, sums, snapshots, record, ...how });
 	} catch (error) {
 		await snapshots?.close();
 		await sums?.close();
@@ -127,22 +130,27 @@ export class DiskDirectory implements AsyncDisposable {
 	readonly path: string;
 	readonly second: SecondImage;
 	readonly snapshots: DiskSnapshots;
+	/** Somebody else changed the second image, and the user accepts it. */
+	readonly wasChanged: boolean;
 	/** False after a crash: the log then recovers to what was durable. */
 	readonly wasClean: boolean;
 	#description: DiskDescription;
 	readonly #first: FileHandle;
 	readonly #sums: FileHandle;
 	#record: SecondImageRecord;
+	/** The file says what `#record` says. */
+	#isRecordKnown = true;
 	#isOpen = true;
 
-	constructor({ path, description, first, second, sums, snapshots, record }: DiskParts, wasClean: boolean) {
+	constructor({ path, description, first, second, sums, snapshots, record, ...how }: DiskParts) {
 		this.path = path;
 		this.#description = description;
 		this.#first = first;
 		this.second = second;
 		this.#sums = sums;
 		this.snapshots = snapshots;
-		this.wasClean = wasClean;
+		this.wasClean = how.wasClean;
+		this.wasChanged = how.wasChanged;
 		this.#record = record;
 	}
 
@@ -188,11 +196,15 @@ export class DiskDirectory implements AsyncDisposable {
 	 * change of a pass, and with `whole` only after the flush that ended one.
 	 */
 	async recordStand({ state, position, stoodAt }: SecondImageStand): Promise<void> {
-		if (state === this.#record.state && position === this.#record.position && this.#record.disk === this.path) return;
+		const isSame = state === this.#record.state && position === this.#record.position;
+		if (isSame && this.#record.disk === this.path && this.#isRecordKnown) return;
 		const { kind } = this.second;
 		const { stoodAt: _, ...rest } = this.#record;
 		const record = { ...rest, disk: this.path, state, position, ...(stoodAt === null ? {} : { stoodAt }) };
+		// Where writing fails, the file may be the old one or the new one: whatever comes next is written.
+		this.#isRecordKnown = false;
 		await writeRecord(secondImageRecordPath(this.path, this.second.path, kind), record);
+		this.#isRecordKnown = true;
 		this.#record = record;
 	}
 
@@ -278,7 +290,10 @@ async function openSums(directory: string, { forget }: { readonly forget: boolea
 	const path = secondSumsPath(directory);
 	try {
 		const file = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
-		if (forget) await file.truncate(0);
+		if (forget) {
+			await file.truncate(0);
+			await file.sync();
+		}
 		return file;
 	} catch (error) {
 		throw ioError(error, `${path}: opening it failed`);

@@ -90,6 +90,8 @@ const SnapshotRecord = v.strictObject({
 	position,
 	/** Entries of the first image at that instant. */
 	entry: count,
+	/** Blocks that were rotten when they were to be kept; reading them is an error. */
+	lost: v.optional(v.array(count)),
 	/** `taking`: what it shows is still being moved to the second image. */
 	state: v.picklist(["taking", "complete"]),
 });

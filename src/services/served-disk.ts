@@ -134,6 +134,12 @@ export class ServedDisk implements AsyncDisposable {
 				readView,
 				quarantineMs,
 				newestSnapshot: () => snapshots.newest,
+				onLost: async (name, blocks) => {
+					await snapshots.lose(name, blocks, plane);
+					onEvent(
+						`${directory.path}: ${blocks.length} rotten blocks are lost to snapshot ${name} and older ones; reading them there is an error`,
+					);
+				},
 				beforeChange: () => directory.recordStand({ ...directory.stand, state: "needs-first-image" }),
 				onFolded: ({ position }) => this.#recordStand("stands", position),
 				closing: this.#closing.signal,
@@ -154,11 +160,14 @@ export class ServedDisk implements AsyncDisposable {
 		const { acceptChangedImage = false, quarantineMs = 0, onEvent = () => {}, onBroken = () => {} } = options;
 		const directory = await openDiskDirectory(path, { acceptChangedImage });
 		let disk: ServedDisk | undefined;
+		let plane: DataPlane | undefined;
 		try {
+			if (directory.wasChanged && directory.snapshots.count > 0)
+				onEvent(`${directory.path}: its second image was changed, and its snapshots show the change as well`);
 			if (!directory.wasClean) onEvent(`${directory.path} was not closed cleanly: recovering its first image`);
 			const { stand } = directory;
 			if (stand.state === "whole") await directory.recordStand({ ...stand, state: "stands" });
-			const plane = await DataPlane.start({
+			const started = await DataPlane.start({
 				logFd: directory.firstFd,
 				logName: directory.firstPath,
 				second: directory.second.layout,
@@ -176,14 +185,19 @@ export class ServedDisk implements AsyncDisposable {
 				},
 				onDeath: onBroken,
 			});
-			directory.second.writeTablesBy((update) => plane.ask("writeSecondTables", update));
+			plane = started;
+			directory.second.writeTablesBy((update) => started.ask("writeSecondTables", update));
 			// As long as nobody cleans, waiting for room would be waiting for ever.
-			await plane.ask("refuseWhenFull", true);
-			disk = new ServedDisk(directory, plane, (await plane.ask("status")).position, onEvent, quarantineMs);
+			await started.ask("refuseWhenFull", true);
+			const { position } = await started.ask("status");
+			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs);
 			await disk.#upkeep.resumeResize();
 			disk.#resume();
 			return disk;
 		} catch (error) {
+			// Nothing of it may go on with descriptors that are about to be others'.
+			if (disk !== undefined) disk.#closing.abort();
+			await plane?.stop().catch(() => {});
 			await directory[Symbol.asyncDispose]();
 			throw error;
 		}

@@ -13,7 +13,14 @@ import { join } from "node:path";
 import { removeRecord, syncDirectory, writeRecord } from "../adapters/images/durable-json.ts";
 import { ioError } from "../adapters/images/write-run.ts";
 import { OsHostFile } from "../adapters/os/host-file.ts";
-import { IN_NONE, IN_ZEROS, type PlanePort, SNAPSHOT_STRIDE, type ViewHandle } from "../adapters/plane/messages.ts";
+import {
+	IN_NONE,
+	IN_NOTHING,
+	IN_ZEROS,
+	type PlanePort,
+	SNAPSHOT_STRIDE,
+	type ViewHandle,
+} from "../adapters/plane/messages.ts";
 import type { SnapshotSetup } from "../adapters/plane/snapshots.ts";
 import { type BlockRun, packRuns, unpackRuns } from "../core/cleaner/runs.ts";
 import { formatFirstImage } from "../core/log/first-image.ts";
@@ -27,6 +34,10 @@ import { readFully, verifyBlocks } from "./verified-read.ts";
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 /** Snapshots of a disk at once; every read of the oldest looks through all of them. */
 export const SNAPSHOTS_MAX = 64;
+/** Blocks looked up in one call: 256 MiB of the disk. */
+const LOCATED_AT_ONCE = 65_536;
+/** Blocks that a snapshot may lose to bit rot before cleaning stops for its sake. */
+const LOST_MAX = 4000;
 /** Blocks merged in one call. */
 const MERGED_AT_ONCE = 256;
 
@@ -93,7 +104,11 @@ export class DiskSnapshots implements AsyncDisposable {
 			for (const { file } of list) await file.close();
 			throw error;
 		}
-		list.sort((a, b) => a.record.entry - b.record.entry || a.record.created.localeCompare(b.record.created));
+		// Positions only grow over a disk's life; entries begin anew where a lost first image was replaced.
+		list.sort(
+			({ record: a }, { record: b }) =>
+				a.position - b.position || a.entry - b.entry || a.created.localeCompare(b.created),
+		);
 		return new DiskSnapshots(directory, list);
 	}
 
@@ -190,12 +205,14 @@ export class DiskSnapshots implements AsyncDisposable {
 			try {
 				await this.#finish(snapshot, view, plane, folder);
 			} catch (error) {
+				// The disk is being closed: until its log is, the view must hold what the next start needs.
+				if (isVmsweepError(error, "DISK_STOPPED")) throw error;
 				// Cleaning goes on after this, and what it moves must never be folded over.
-				if (!isVmsweepError(error, "DISK_STOPPED")) await this.#forget(snapshot.name);
-				throw error;
-			} finally {
+				await this.#forget(snapshot.name);
 				await plane.ask("releaseView", view.id);
+				throw error;
 			}
+			await plane.ask("releaseView", view.id);
 		}
 		return lost;
 	}
@@ -206,6 +223,7 @@ export class DiskSnapshots implements AsyncDisposable {
 	 */
 	async delete(name: string, plane: PlanePort): Promise<void> {
 		const snapshot = this.#find(name);
+		if (snapshot.record.state === "complete") await refuseReaders(name, plane);
 		const older = this.#complete[this.#complete.indexOf(snapshot) - 1];
 		if (older !== undefined) await this.#merge(snapshot, older, plane);
 		await plane.ask("removeSnapshot", name);
@@ -234,7 +252,13 @@ export class DiskSnapshots implements AsyncDisposable {
 	}
 
 	#setupOf({ name, record, file }: OpenSnapshot): SnapshotSetup {
-		return { name, fd: file.fd, path: snapshotLogPath(this.#directory, name), uuid: uuidBytes(record.uuid) };
+		return {
+			name,
+			fd: file.fd,
+			path: snapshotLogPath(this.#directory, name),
+			uuid: uuidBytes(record.uuid),
+			lost: record.lost ?? [],
+		};
 	}
 
 	/** From its view on: the second image is made to equal it, and from then on whatever changes there is kept for it. */
@@ -242,15 +266,49 @@ export class DiskSnapshots implements AsyncDisposable {
 		if ((await folder.foldView(view)) === undefined)
 			throw new VmsweepError("DISK_STOPPED", `the disk was closed before snapshot ${snapshot.name} was complete`);
 		await plane.ask("addSnapshot", this.#setupOf(snapshot));
-		const record = { ...snapshot.record, state: "complete" } as const;
+		try {
+			await this.#record(snapshot, { ...snapshot.record, state: "complete" });
+		} catch (error) {
+			// The plane must not keep a descriptor that is about to be somebody else's.
+			await plane.ask("removeSnapshot", snapshot.name);
+			throw error;
+		}
+	}
+
+	/** Notes durably that a snapshot has lost blocks, and tells the data plane. Throws IO where there are too many. */
+	async lose(name: string, blocks: readonly number[], plane: PlanePort): Promise<void> {
+		const snapshot = this.#find(name);
+		const lost = [...new Set([...(snapshot.record.lost ?? []), ...blocks])];
+		if (lost.length > LOST_MAX)
+			throw new VmsweepError(
+				"IO",
+				`snapshot ${name} has lost ${lost.length} blocks to bit rot. Replace the storage; delete the snapshot to go on.`,
+			);
+		await this.#record(snapshot, { ...snapshot.record, lost });
+		for (const block of blocks) await plane.ask("lose", { name, block });
+	}
+
+	/** Durable once resolved. */
+	async #record(snapshot: OpenSnapshot, record: SnapshotRecord): Promise<void> {
 		await writeRecord(snapshotRecordPath(this.#directory, snapshot.name), record);
 		snapshot.record = record;
 	}
 
 	/** Older snapshots read what they don't have through this one: the next older one takes it over. */
 	async #merge(from: OpenSnapshot, to: OpenSnapshot, plane: PlanePort): Promise<void> {
-		const blocks = from.record.size / BLOCK_SIZE;
-		const kept = await plane.ask("locateInSnapshot", { name: from.name, block: 0, count: blocks, own: true });
+		const blocks = Math.min(from.record.size, to.record.size) / BLOCK_SIZE;
+		for (let block = 0; block < blocks; block += LOCATED_AT_ONCE)
+			await this.#mergePart(from, to, block, Math.min(LOCATED_AT_ONCE, blocks - block), plane);
+	}
+
+	async #mergePart(
+		from: OpenSnapshot,
+		to: OpenSnapshot,
+		first: number,
+		blocks: number,
+		plane: PlanePort,
+	): Promise<void> {
+		const kept = await plane.ask("locateInSnapshot", { name: from.name, block: first, count: blocks, own: true });
 		for (let i = 0; i < kept.length; i += SNAPSHOT_STRIDE) {
 			const [start, length, fd, at] = kept.subarray(i);
 			if (fd === IN_NONE) continue;
@@ -259,7 +317,13 @@ export class DiskSnapshots implements AsyncDisposable {
 			for (const { block, count } of missing.flatMap((each) => [...piecesOf(each)])) {
 				const none = new Float64Array(0);
 				const runs = packRuns([{ block, count }]);
-				if (fd === IN_ZEROS)
+				if (fd === IN_NOTHING)
+					await this.lose(
+						to.name,
+						Array.from({ length: count }, (_, j) => block + j),
+						plane,
+					);
+				else if (fd === IN_ZEROS)
 					await plane.ask("keep", { name: to.name, runs: none, bytes: new Uint8Array(0), zeros: runs });
 				else {
 					const bytes = new Uint8Array(count * BLOCK_SIZE);
@@ -272,11 +336,12 @@ export class DiskSnapshots implements AsyncDisposable {
 	}
 
 	async #forget(name: string): Promise<void> {
-		const index = this.#list.findIndex((each) => each.name === name);
-		if (index < 0) return;
-		const [snapshot] = this.#list.splice(index, 1);
+		const snapshot = this.#list.find((each) => each.name === name);
+		if (snapshot === undefined) return;
+		// As long as the record may be there, the next start finds the snapshot: until it is gone it stays in the list.
 		await removeRecord(snapshotRecordPath(this.#directory, name));
-		await snapshot!.file.close();
+		this.#list.splice(this.#list.indexOf(snapshot), 1);
+		await snapshot.file.close();
 		await rm(snapshotLogPath(this.#directory, name), { force: true });
 	}
 }
@@ -288,6 +353,12 @@ export async function snapshotNames(directory: string): Promise<string[]> {
 		throw ioError(error, `${snapshotsPath(directory)}: reading the folder failed`);
 	});
 	return entries.filter((entry) => entry.endsWith(".json")).map((entry) => entry.slice(0, -".json".length));
+}
+
+async function refuseReaders(name: string, plane: PlanePort): Promise<void> {
+	const readers = await plane.ask("snapshotReaders", name);
+	if (readers > 0)
+		throw new VmsweepError("DISK_LOCKED", `snapshot ${name} is in use by ${readers} clients. Detach them.`);
 }
 
 const openLog = (directory: string, name: string): Promise<FileHandle> =>

@@ -2,8 +2,9 @@
 //
 // All of it is done in turns with the cleaner, which is the only one that changes the second image.
 
-import type { DataPlane } from "../adapters/plane/data-plane.ts";
-import { joinRuns } from "../core/cleaner/runs.ts";
+import type { PlanePort, ViewHandle } from "../adapters/plane/messages.ts";
+import { type LiveRun, partOf, unpackLiveRuns } from "../core/cleaner/plan.ts";
+import { blocksIn, joinRuns } from "../core/cleaner/runs.ts";
 import { ABSENT } from "../core/log/first-image.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { GuestMap } from "../foundations/guest-map.ts";
@@ -19,9 +20,12 @@ import { viewSource } from "./view-source.ts";
 /** Blocks brought back in one call: bounds memory. */
 const UNDONE_AT_ONCE = 1024;
 
+/** Blocks whose checksums are forgotten in one call: 4 GiB of the disk. */
+const FORGOTTEN_AT_ONCE = 1024 * 1024;
+
 export interface UpkeepParts {
 	readonly directory: DiskDirectory;
-	readonly plane: DataPlane;
+	readonly plane: PlanePort;
 	readonly cleaner: Cleaner;
 	/** Runs work while no round of the cleaner runs. */
 	readonly exclusive: <T>(work: () => Promise<T>) => Promise<T>;
@@ -55,84 +59,132 @@ export class Upkeep {
 			options,
 		);
 		return await this.#parts.exclusive(async () => {
-			const places = found.rotten.length === 0 ? [] : placesOf(found.rotten, await this.#guestMap());
-			const repaired = options.repair === true ? await this.#repair(found, places) : nothingRepaired;
-			return checkReport(found, places, [], repaired);
+			return await this.#withView(async (view) => {
+				const places = found.rotten.length === 0 ? [] : placesOf(found.rotten, await this.#guestMap(view));
+				const repaired = options.repair === true ? await this.#repair(found, places, view) : nothingRepaired;
+				return checkReport(found, places, [], repaired);
+			});
 		});
 	}
 
-	/** Of the disk as it is now; undefined where what it would read is rotten, too. */
-	async #guestMap(): Promise<GuestMap | undefined> {
+	async #withView<T>(work: (view: ViewHandle) => Promise<T>): Promise<T> {
 		const view = await this.#parts.plane.ask("takeView");
+		try {
+			return await work(view);
+		} finally {
+			await this.#parts.plane.ask("releaseView", view.id);
+		}
+	}
+
+	/** Of the disk in a view; undefined where what it would read is rotten, too. */
+	async #guestMap(view: ViewHandle): Promise<GuestMap | undefined> {
 		try {
 			const { firstFd, second } = this.#parts.directory;
 			return await readGuestMap(viewSource(this.#parts.plane, view, firstFd, second, this.#size));
 		} catch (error) {
 			if (isVmsweepError(error, "IO")) return undefined;
 			throw error;
-		} finally {
-			await this.#parts.plane.ask("releaseView", view.id);
 		}
 	}
 
+	/** @param view the one that `places` were looked up in */
 	async #repair(
 		{ rottenRecords }: ScrubReport,
 		places: readonly RottenPlace[],
+		view: ViewHandle,
 	): Promise<{ blocks: number; lines: string[]; records: boolean }> {
 		const lines: string[] = [];
 		const unused = joinRuns(repairable(places));
 		// A running guest may use them again at any moment; its file system's view of them is older than that.
-		const isQuiet = (await this.#parts.plane.ask("status")).clients === 0;
+		const { clients, guestEntries } = await this.#parts.plane.ask("status");
+		const isQuiet = clients === 0 && guestEntries === view.guestEntries;
 		let blocks = 0;
 		if (unused.length > 0 && isQuiet) {
-			blocks = await this.#parts.cleaner.giveUp(unused);
+			blocks = await this.#parts.cleaner.giveUp(unused, view);
 			lines.push(`gave up ${blocks} rotten blocks that the guest doesn't use; they read as zeros now`);
 		}
 		if (rottenRecords > 0) {
-			const view = await this.#parts.plane.ask("takeView");
-			try {
+			await this.#withView(async (now) => {
 				await this.#parts.plane.ask("flush");
-				await this.#parts.cleaner.foldView(view);
-				lines.push(`moved what ${rottenRecords} rotten records of the first image describe to the second image`);
-			} finally {
-				await this.#parts.plane.ask("releaseView", view.id);
-			}
+				await this.#parts.cleaner.foldView(now);
+			});
+			lines.push(`moved what ${rottenRecords} rotten records of the first image describe to the second image`);
 		}
 		return { blocks, lines, records: rottenRecords > 0 };
 	}
 
-	/** Brings back what was dropped and not written since; the VM must be off. Returns the bytes. Throws DISK_LOCKED, IO, NO_SPACE. */
-	async undo(onProgress: (done: number, total: number) => void = () => {}): Promise<number> {
+	/**
+	 * Brings back what was dropped and not written since; the VM must be off. Returns the bytes that are back, and those that
+	 * can't be read any more. Throws DISK_LOCKED, IO, NO_SPACE.
+	 */
+	async undo(
+		onProgress: (done: number, total: number) => void = () => {},
+	): Promise<{ bytes: number; rottenBytes: number }> {
 		await this.refuseClients("undo");
 		return await this.#parts.exclusive(async () => {
-			const runs = await this.#parts.plane.ask("undoable");
-			let total = 0;
-			for (let i = 0; i < runs.length; i += 4) total += runs[i + 1]! * BLOCK_SIZE;
+			const runs = await this.#undoable();
+			const total = blocksIn(runs) * BLOCK_SIZE;
 			let done = 0;
-			for (let i = 0; i < runs.length; i += 4)
-				for (let from = 0; from < runs[i + 1]!; from += UNDONE_AT_ONCE) {
-					const count = Math.min(UNDONE_AT_ONCE, runs[i + 1]! - from);
-					const [block, , slot, at] = runs.subarray(i, i + 4);
-					const piece = [
-						block! + from,
-						count,
-						slot === ABSENT ? ABSENT : slot! + from,
-						at! < 0 ? -1 : at! + from * BLOCK_SIZE,
-					];
-					done += (await this.#parts.plane.ask("restore", Float64Array.from(piece))) * BLOCK_SIZE;
+			let back = 0;
+			let rotten = 0;
+			for (const run of runs)
+				for (let from = 0; from < run.count; from += UNDONE_AT_ONCE) {
+					const count = Math.min(UNDONE_AT_ONCE, run.count - from);
+					const piece = await this.#restore(partOfDropped(run, from, count));
+					back += piece.back;
+					rotten += piece.rotten;
+					done += count * BLOCK_SIZE;
 					onProgress(done, total);
 				}
 			await this.#parts.plane.ask("flush");
-			return done;
+			return { bytes: back * BLOCK_SIZE, rottenBytes: rotten * BLOCK_SIZE };
 		});
 	}
 
-	/** Bytes that `undo` would bring back now. */
+	/** Bytes that `undo` would bring back now, but for blocks of zeros and rotten ones. */
 	async undoableBytes(): Promise<number> {
-		const runs = await this.#parts.plane.ask("undoable");
-		let bytes = 0;
-		for (let i = 0; i < runs.length; i += 4) bytes += runs[i + 1]! * BLOCK_SIZE;
-		return bytes;
+		return blocksIn(await this.#undoable()) * BLOCK_SIZE;
+	}
+
+	/** Dropped blocks of which there still is something: what the second image holds no more was punched. */
+	async #undoable(): Promise<LiveRun[]> {
+		const { plane, directory } = this.#parts;
+		const dropped = unpackLiveRuns(await plane.ask("undoable"));
+		const there: LiveRun[] = [];
+		for (const run of dropped) {
+			const { block, count, slot } = run;
+			if (slot !== ABSENT) {
+				there.push(run);
+				continue;
+			}
+			let next = block;
+			const end = Math.min((block + count) * BLOCK_SIZE, directory.second.size);
+			for await (const held of directory.second.held.within(block * BLOCK_SIZE, end)) {
+				// A block may hold several parts.
+				const first = Math.max(next, Math.floor(held.start / BLOCK_SIZE));
+				next = Math.ceil(held.end / BLOCK_SIZE);
+				if (next > first) there.push({ ...run, block: first, count: next - first });
+			}
+		}
+		return there;
+	}
+
+	/** Counts blocks. A rotten block stays away, but not the others around it. */
+	async #restore(run: LiveRun): Promise<{ back: number; rotten: number }> {
+		const { block, count, slot, at } = run;
+		try {
+			return { back: await this.#parts.plane.ask("restore", Float64Array.of(block, count, slot, at)), rotten: 0 };
+		} catch (error) {
+			if (!isVmsweepError(error, "IO")) throw error;
+			if (count === 1) return { back: 0, rotten: 1 };
+			const sum = { back: 0, rotten: 0 };
+			for (let i = 0; i < count; i++) {
+				const { back, rotten } = await this.#restore(partOfDropped(run, i, 1));
+				sum.back += back;
+				sum.rotten += rotten;
+			}
+			return sum;
+		}
 	}
 
 	/**
@@ -145,14 +197,14 @@ export class Upkeep {
 		const isShrinking = size < this.#size;
 		if (isShrinking) await this.refuseClients("shrink it");
 		return await this.#parts.exclusive(async () => {
-			const notes: string[] = [];
-			if (isShrinking) notes.push(...(await this.#checkShrinking(size)));
+			const { notes, guestEntries } = isShrinking ? await this.#checkShrinking(size) : nothingToCheck;
 			if (size !== this.#size) {
 				const { directory } = this.#parts;
 				const before = directory.description;
+				await directory.second.checkResize(byteCount(size));
 				await directory.describe({ ...before, resizingTo: size });
 				try {
-					await this.#finishResize(size);
+					await this.#finishResize(size, guestEntries);
 				} catch (error) {
 					// Only a log that has its old size can forget that another one was wanted.
 					const { size: now } = await this.#parts.plane.ask("status");
@@ -164,21 +216,23 @@ export class Upkeep {
 		});
 	}
 
-	async #checkShrinking(size: number): Promise<string[]> {
+	async #checkShrinking(size: number): Promise<{ notes: string[]; guestEntries: number }> {
 		const { snapshots } = this.#parts.directory;
 		if (snapshots.count > 0)
 			throw new VmsweepError(
 				"DISK_LOCKED",
 				`${this.#parts.directory.path} has ${snapshots.count} snapshots of its present size. Delete them before it is shrunk.`,
 			);
-		const map = await this.#guestMap();
-		if (map === undefined)
-			throw new VmsweepError(
-				"IO",
-				`${this.#parts.directory.path}: the guest's file systems can't be read. Run vmsweep check.`,
-			);
-		checkTailUnused(map, size, this.#parts.directory.path);
-		return notesAfterShrinking(map);
+		return await this.#withView(async (view) => {
+			const map = await this.#guestMap(view);
+			if (map === undefined)
+				throw new VmsweepError(
+					"IO",
+					`${this.#parts.directory.path}: the guest's file systems can't be read. Run vmsweep check.`,
+				);
+			checkTailUnused(map, size, this.#parts.directory.path);
+			return { notes: notesAfterShrinking(map), guestEntries: view.guestEntries };
+		});
 	}
 
 	/**
@@ -195,11 +249,18 @@ export class Upkeep {
 	}
 
 	/** Finishes a resize that was begun: whatever was done of it before a crash is done again. The image that has the guest's data beyond an end goes last. */
-	async #finishResize(size: number): Promise<void> {
-		const { second, description } = this.#parts.directory;
-		if (size > second.size) await second.resize(byteCount(size));
-		await this.#parts.plane.ask("resize", size);
-		if (size < second.size) await second.resize(byteCount(size));
+	async #finishResize(size: number, guestEntries?: number): Promise<void> {
+		const { directory, plane } = this.#parts;
+		const { second, description, stand } = directory;
+		const before = second.size;
+		await directory.recordStand({ ...stand, state: "needs-first-image" });
+		if (size > before) await second.resize(byteCount(size));
+		await plane.ask("resize", { size, guestEntries });
+		// What is cut off is gone, and what is gained later is zeros: old checksums would make that look rotten.
+		const [from, to] = [Math.min(size, before) / BLOCK_SIZE, Math.max(size, before) / BLOCK_SIZE];
+		for (let block = from; block < to; block += FORGOTTEN_AT_ONCE)
+			await plane.ask("forgetSums", Float64Array.of(block, Math.min(FORGOTTEN_AT_ONCE, to - block)));
+		if (size < before) await second.resize(byteCount(size));
 		await second.flush();
 		this.#parts.cleaner.resized();
 		const { resizingTo: _, ...rest } = description;
@@ -217,4 +278,9 @@ export class Upkeep {
 	}
 }
 
+/** Blocks of the second image have no slot that counts on. */
+const partOfDropped = (run: LiveRun, from: number, count: number): LiveRun =>
+	run.slot === ABSENT ? { ...run, block: run.block + from, count } : partOf(run, run.block + from, count);
+
+const nothingToCheck = { notes: [], guestEntries: undefined };
 const nothingRepaired = { blocks: 0, lines: [], records: false };

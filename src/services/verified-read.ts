@@ -4,7 +4,7 @@
 import { read } from "node:fs";
 import { promisify } from "node:util";
 import { crc32 } from "node:zlib";
-import { VmsweepError } from "../foundations/errors.ts";
+import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, byteOffset, formatBytes } from "../foundations/units.ts";
 
@@ -17,6 +17,49 @@ export async function readVerified(
 ): Promise<void> {
 	await source.read(byteOffset(block * BLOCK_SIZE), into);
 	verifyBlocks(into, block, sums);
+}
+
+/** Blocks that could not be had, counted from the first of a read. */
+export interface FailedBlocks {
+	/** They were read, and aren't what was written. */
+	readonly rotten: ReadonlySet<number>;
+	/** The storage refused to give them. */
+	readonly refused: ReadonlySet<number>;
+}
+
+/**
+ * As `readVerified`, but goes on past blocks that can't be had; their bytes are worth nothing. Throws what is no failure
+ * of the storage.
+ */
+export async function readSome(
+	source: ByteSource,
+	block: number,
+	into: Uint8Array,
+	sums: Uint32Array,
+): Promise<FailedBlocks> {
+	const rotten = new Set<number>();
+	const refused = new Set<number>();
+	const failed = { rotten, refused };
+	const isWhole = await readVerified(source, block, into, sums).then(
+		() => true,
+		(error: unknown) => {
+			if (!isVmsweepError(error, "IO")) throw error;
+			return false;
+		},
+	);
+	if (isWhole) return failed;
+	for (let i = 0; i < sums.length; i++) {
+		const bytes = into.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE);
+		try {
+			await source.read(byteOffset((block + i) * BLOCK_SIZE), bytes);
+		} catch (error) {
+			if (!isVmsweepError(error, "IO")) throw error;
+			refused.add(i);
+			continue;
+		}
+		if (sums[i] !== 0 && crc32(bytes) !== sums[i]) rotten.add(i);
+	}
+	return failed;
 }
 
 /** Compares whole blocks with their checksums. Throws IO at the first that doesn't match. */

@@ -4,8 +4,16 @@
 // reading metadata never occupies the data plane. The view holds its segments, and the second image is changed
 // only by the cleaner, which is who reads here: so what is read is that instant, however long it takes.
 
-import { IN_SECOND, IN_ZEROS, LOCATED_STRIDE, type PlanePort, SNAPSHOT_STRIDE } from "../adapters/plane/messages.ts";
+import {
+	IN_NOTHING,
+	IN_SECOND,
+	IN_ZEROS,
+	LOCATED_STRIDE,
+	type PlanePort,
+	SNAPSHOT_STRIDE,
+} from "../adapters/plane/messages.ts";
 import { ABSENT, ZERO } from "../core/log/first-image.ts";
+import { VmsweepError } from "../foundations/errors.ts";
 import { type ByteSource, checkRange } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, type ByteOffset, byteOffset } from "../foundations/units.ts";
 import { readFully, verifyBlocks } from "./verified-read.ts";
@@ -91,6 +99,8 @@ function blockSource(
 					const part = (block - first) * BLOCK_SIZE;
 					const target = bytes.subarray(part, part + length * BLOCK_SIZE);
 					if (fd === IN_ZEROS) target.fill(0);
+					else if (fd === IN_NOTHING)
+						throw new VmsweepError("IO", `block ${block} was rotten when the snapshot was to keep it`);
 					else if (fd === IN_SECOND) await second.read(byteOffset(block * BLOCK_SIZE), target);
 					else await readAll(fd, from, target);
 				}),

@@ -1,12 +1,12 @@
 // Snapshots as users take them: readable under a name whatever the guest and the cleaner do afterwards, over crashes too.
 
 import assert from "node:assert/strict";
-import { mkdir, readFile, stat } from "node:fs/promises";
+import { mkdir, open, readFile, rm, stat } from "node:fs/promises";
 import { test } from "node:test";
 import type { RestingDiskStatus } from "../../src/services/control-at-rest.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/folders.ts";
 import { SweepServer } from "../support/loop-server.ts";
-import { run, runOk, start, vmsweep } from "../support/processes.ts";
+import { type Finished, run, runOk, start, vmsweep } from "../support/processes.ts";
 import { seededRandom } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
 
@@ -166,4 +166,67 @@ test("names that can't be, names that are taken, snapshots that aren't there", a
 	assert.match(again.stderr, /there is a snapshot one already/);
 	assert.equal(again.exitCode, 3);
 	assert.equal((await run(vmsweep, ["map", `${disk}@two`])).exitCode, 2);
+});
+
+test("after the first image was lost, older and newer snapshots keep their order", async (t) => {
+	if (!requireTool(t, "qemu-io", "qemu-img")) return;
+	await using folder = await temporaryFolder();
+	const disk = folder.file("web01");
+	await runOk(vmsweep, ["create", disk, "--size", String(SIZE)]);
+	const mirror = new Mirror();
+	const taken = new Map<string, Buffer>();
+	{
+		await using server = await SweepServer.serve(disk, "--clean", "off");
+		await write(server.uri, mirror.commands(200));
+		await runOk(vmsweep, ["snapshot", disk, "old"]);
+		taken.set("old", Buffer.from(mirror.bytes));
+		await server.stop();
+	}
+	await rm(`${disk}/first.log`);
+	await runOk(vmsweep, ["attach", disk, "--second-only"]);
+	{
+		await using server = await SweepServer.serve(disk, "--clean", "off");
+		await assertHolds(folder, server.uri, mirror.bytes, "the disk as it stood");
+		await write(server.uri, mirror.commands(20));
+		await runOk(vmsweep, ["snapshot", disk, "new"]);
+		taken.set("new", Buffer.from(mirror.bytes));
+		await server.stop();
+	}
+	await using server = await SweepServer.serve(disk, "--clean", "off");
+	await write(server.uri, mirror.commands(60));
+	await runOk(vmsweep, ["clean", disk]);
+	for (const [name, expected] of taken)
+		await assertHolds(folder, snapshotUri(server.uri, name), expected, `snapshot ${name}`);
+});
+
+test("a rotten block that a snapshot needs is lost to it, and cleaning goes on", async (t) => {
+	if (!requireTool(t, "qemu-io")) return;
+	await using folder = await temporaryFolder();
+	const disk = folder.file("web01");
+	await runOk(vmsweep, ["create", disk, "--size", String(SIZE)]);
+	await using server = await SweepServer.serve(disk, "--clean", "off");
+	await write(server.uri, ["-c", "write -q -P 7 1M 64k"]);
+	for (const name of ["a", "b"]) await runOk(vmsweep, ["snapshot", disk, name]);
+	{
+		await using image = await open(`${disk}/second.raw`, "r+");
+		await image.write(Buffer.from([8]), 0, 1, MIB + 5000);
+	}
+	await write(server.uri, ["-c", "write -q -P 9 1M 64k"]);
+	await runOk(vmsweep, ["clean", disk]);
+	assert.match(server.process.stderr, /1 rotten blocks are lost to snapshot b and older ones/);
+	const read = (uri: string, command: string): Promise<Finished> =>
+		run("qemu-io", ["-r", "-f", "raw", "-c", command, uri]);
+	const check = async (uri: string): Promise<void> => {
+		for (const name of ["a", "b"]) {
+			const snapshot = snapshotUri(uri, name);
+			for (const command of ["read -P 7 1M 4k", "read -P 7 1056768 56k"])
+				assert.doesNotMatch((await read(snapshot, command)).stdout, /error|failed/i, `${name}: ${command}`);
+			assert.match((await read(snapshot, "read 1052672 4k")).stdout, /Input\/output error/, name);
+		}
+		assert.doesNotMatch((await read(uri, "read -P 9 1M 64k")).stdout, /error|failed/i);
+	};
+	await check(server.uri);
+	await server.stop();
+	await using again = await SweepServer.serve(disk);
+	await check(again.uri);
 });

@@ -108,7 +108,7 @@ export class RangeCopier {
 		const memory = pin(end - start);
 		const buffer = memory.bytes;
 		await this.#readSource(sourceFd, buffer, start, this.#path);
-		if (this.#batch !== undefined) return await this.#writeBatch(this.#batch, memory, start, stretch);
+		if (this.#batch !== undefined && (await this.#writeBatch(this.#batch, memory, start, stretch))) return;
 		const runs: Run[] = [];
 		for (const { from, to, length } of stretch.toSorted((a, b) => a.to - b.to)) {
 			const last = runs.at(-1);
@@ -121,13 +121,14 @@ export class RangeCopier {
 		await this.#writeRuns(runs);
 	}
 
-	/** All at once through io_uring, neighbours in both files joined. */
-	async #writeBatch(batch: BatchWriter, memory: Pinned, start: number, stretch: readonly Piece[]): Promise<void> {
+	/** All at once through io_uring, neighbours in both files joined. False where that can't be. */
+	async #writeBatch(batch: BatchWriter, memory: Pinned, start: number, stretch: readonly Piece[]): Promise<boolean> {
 		const pieces: PlacedBytes[] = [];
 		for (const { from, to, length } of stretch.toSorted((a, b) => a.to - b.to))
 			pieces.push({ at: to, address: memory.address + from - start, length });
 		const result = await batch.write(this.#target.fd, pieces, [memory]);
-		if (result < 0) throw hostError(result, `${this.#path}: writing failed`);
+		if (result !== undefined && result < 0) throw hostError(result, `${this.#path}: writing failed`);
+		return result !== undefined;
 	}
 
 	/** Several writes under way hide how long each takes to reach a thread and come back. */

@@ -152,6 +152,10 @@ export class Qcow2SecondImage implements SecondImage {
 		await this.#files.file.flushAll();
 	}
 
+	async checkResize(size: ByteCount): Promise<void> {
+		this.#store.checkResize(size);
+	}
+
 	async resize(size: ByteCount): Promise<void> {
 		await this.#inTurn(() => this.#store.resize(size));
 	}

@@ -158,16 +158,21 @@ export class RawImage implements SecondImage {
 		if (this.kind === "file") await refuseDeleted(this.#file, this.path);
 	}
 
+	async checkResize(size: ByteCount): Promise<void> {
+		if (this.kind !== "block-device") return;
+		const there = lseek(this.fd, 0, SEEK_END);
+		if (there < size)
+			throw new VmsweepError(
+				"IMAGE_UNSUPPORTED",
+				`${this.path} is a block device of ${there} bytes; ${size} are wanted. Make the device larger first.`,
+			);
+	}
+
+	/** A block device keeps its size; only its first `size` bytes are used from now on. */
 	async resize(size: ByteCount): Promise<void> {
 		this.#check(0, 0);
-		if (this.kind === "block-device") {
-			const there = lseek(this.fd, 0, SEEK_END);
-			if (there < size)
-				throw new VmsweepError(
-					"IMAGE_UNSUPPORTED",
-					`${this.path} is a block device of ${there} bytes; ${size} are wanted. Make the device larger first.`,
-				);
-		} else {
+		await this.checkResize(size);
+		if (this.kind !== "block-device") {
 			await this.#file.truncate(size).catch((error: unknown) => {
 				throw ioError(error, `${this.path}: setting its size to ${formatBytes(size)} failed`);
 			});

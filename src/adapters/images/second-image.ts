@@ -88,6 +88,8 @@ export interface SecondImage extends ByteSource, AsyncDisposable {
 	flush(): Promise<void>;
 	/** As `flush`, and the file's size and times are durable, too: what a clean close compares later. */
 	flushAll(): Promise<void>;
+	/** Throws IMAGE_UNSUPPORTED where `resize` would; changes nothing. */
+	checkResize(size: ByteCount): Promise<void>;
 	/**
 	 * Sets the disk's size, durably; what is added reads as zeros. Whatever is cut off is given back: the caller has no use
 	 * for it any more. Throws IMAGE_UNSUPPORTED where this image can't change its size so.

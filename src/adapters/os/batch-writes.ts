@@ -2,12 +2,17 @@
 //
 // A cleaned segment has up to two thousand blocks for as many places. A call per block on Node's pool costs more time
 // than the kernel needs to write it; through io_uring a kernel thread does all of them, and one thread of the pool waits.
+//
+// Once the kernel refuses the ring, nobody knows what another call would hand it: it's never used again.
 
+import { setTimeout } from "node:timers/promises";
 import { IoUring } from "./io-uring.ts";
 import * as sys from "./syscalls.ts";
 
 /** Writes under way at once. */
 const ENTRIES = 256;
+/** Between two looks at a refused ring: what was taken before is still under way. */
+const LOOK_AGAIN_MS = 1;
 
 /** Bytes for a place of the file. */
 export interface PlacedBytes {
@@ -20,6 +25,7 @@ export interface PlacedBytes {
 /** Writes to files through one ring. Calls wait for one another. */
 export class BatchWriter {
 	readonly #ring: IoUring;
+	#isRefused = false;
 	#last: Promise<unknown> = Promise.resolve();
 
 	/** Undefined where the host has no io_uring, or forbids it. */
@@ -32,8 +38,11 @@ export class BatchWriter {
 		this.#ring = ring;
 	}
 
-	/** Writes all pieces. Returns 0 or the first negated errno; others may have been written then. `keep` holds their memory. */
-	async write(fd: number, pieces: readonly PlacedBytes[], keep: readonly sys.Pinned[]): Promise<number> {
+	/**
+	 * Writes all pieces. Returns 0 or the first negated errno; others may have been written then. `keep` holds their memory.
+	 * Undefined where the kernel refuses the ring, now and from then on: write all pieces in another way.
+	 */
+	async write(fd: number, pieces: readonly PlacedBytes[], keep: readonly sys.Pinned[]): Promise<number | undefined> {
 		const before = this.#last;
 		const { promise, resolve } = Promise.withResolvers<void>();
 		this.#last = promise;
@@ -47,16 +56,19 @@ export class BatchWriter {
 		}
 	}
 
-	async #writeAll(fd: number, pieces: readonly PlacedBytes[]): Promise<number> {
+	async #writeAll(fd: number, pieces: readonly PlacedBytes[]): Promise<number | undefined> {
 		let queue = [...pieces];
 		let failed = 0;
 		while (queue.length > 0 && failed === 0) {
+			if (this.#isRefused) return undefined;
 			const batch = queue.slice(0, ENTRIES);
 			const left: PlacedBytes[] = queue.slice(ENTRIES);
 			for (const [id, { address, length, at }] of batch.entries()) this.#ring.write(id, fd, address, length, at);
 			let finished = 0;
-			while (finished < batch.length) {
-				const entered = await this.#ring.submitAsync(batch.length - finished);
+			while (finished < batch.length - (this.#isRefused ? this.#ring.unsubmitted : 0)) {
+				// Whatever was taken is waited for, even where the call itself fails: the memory is the kernel's until then.
+				if (this.#isRefused) await setTimeout(LOOK_AGAIN_MS);
+				else this.#isRefused = !mayGoOn(await this.#ring.submitAsync(batch.length - finished));
 				finished += this.#ring.harvest((id, result) => {
 					const piece = batch[id]!;
 					if (result === -sys.EINTR || result === -sys.EAGAIN) left.unshift(piece);
@@ -65,12 +77,12 @@ export class BatchWriter {
 					else if (result < piece.length)
 						left.unshift({ at: piece.at + result, address: piece.address + result, length: piece.length - result });
 				});
-				// Whatever was taken is waited for, even where the call itself fails: the memory is the kernel's until then.
-				if (entered < 0 && entered !== -sys.EINTR && entered !== -sys.EAGAIN && this.#ring.unsubmitted > 0)
-					throw sys.hostError(entered, "handing writes to io_uring");
 			}
 			queue = left;
 		}
-		return failed;
+		return this.#isRefused ? undefined : failed;
 	}
 }
+
+/** False where a call that hands over entries or waits for them can't be made again. */
+const mayGoOn = (entered: number): boolean => entered >= 0 || entered === -sys.EINTR || entered === -sys.EAGAIN;

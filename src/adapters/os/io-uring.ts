@@ -98,7 +98,8 @@ export class IoUring {
 
 	/** True where one more call can be queued before `submit`. */
 	get hasRoom(): boolean {
-		return this.#tail - Atomics.load(this.#sqHead, 0) < this.#sqEntries;
+		// Both wrap around at 32 bits.
+		return ((this.#tail - Atomics.load(this.#sqHead, 0)) | 0) < this.#sqEntries;
 	}
 
 	/** Queues a read of `length` bytes at `at` of a file. The memory is the kernel's until it has finished. */

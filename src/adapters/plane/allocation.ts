@@ -61,7 +61,11 @@ function* storedRuns(fd: number, fileAt: number, from: number, to: number): Gene
 	if (at < to) yield { start: at, end: to, status: HOLE };
 }
 
-/** What was written since `position`, or may have been. A position that the log hasn't reached yet tells nothing. */
+/**
+ * What was written since `position`, or may have been. A position that the log hasn't reached yet tells nothing. Neither
+ * does one from before the log was opened (its end was the position then): whoever took it may have copied what a power
+ * cut has undone since, and a block that is again what it was before looks as if it were old.
+ */
 export function changedRuns(
 	ages: WriteAges,
 	head: number,
@@ -69,7 +73,7 @@ export function changedRuns(
 	offset: number,
 	length: number,
 ): Generator<StatusRun> {
-	const asked = position <= head ? position : -1;
+	const asked = position > ages.opened && position <= head ? position : -1;
 	return windows(offset, length, function* (from, to) {
 		yield* collect((push) => {
 			ages.visit(from / BLOCK_SIZE, (to - from) / BLOCK_SIZE, asked, (block, count, isOlder) => {

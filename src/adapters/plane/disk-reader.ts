@@ -15,7 +15,7 @@ import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
-import { PACKED_RUN, type PushRun, type SecondReader, type Unpack, ZERO_RUN } from "./second-reader.ts";
+import { BROKEN_RUN, PACKED_RUN, type PushRun, type SecondReader, type Unpack, ZERO_RUN } from "./second-reader.ts";
 
 export { ZERO_RUN };
 
@@ -23,6 +23,25 @@ export { ZERO_RUN };
 export interface LogFile {
 	readonly log: FirstImage;
 	readonly fd: number;
+	/** Blocks that are neither in this log nor anywhere behind it: reading them is an error. */
+	readonly lost?: ReadonlySet<number>;
+}
+
+/** Splits a run of blocks into those that are lost and those that are not, in order. */
+export function eachPart(
+	lost: ReadonlySet<number>,
+	block: number,
+	count: number,
+	visit: (block: number, count: number, isLost: boolean) => void,
+): void {
+	const end = block + count;
+	for (let at = block; at < end; ) {
+		const isLost = lost.has(at);
+		let to = lost.size === 0 ? end : at + 1;
+		while (to < end && lost.has(to) === isLost) to++;
+		visit(at, to - at, isLost);
+		at = to;
+	}
 }
 
 /** Checksums of the second image's blocks; 0 where nothing is known. */
@@ -99,9 +118,15 @@ export class DiskReader {
 	/** Made once per place in the order of logs, so that planning allocates nothing. */
 	#visitorOf(index: number): RunVisitor {
 		return (value, block, count) => {
-			const { log, fd } = this.#logsNow[index]!;
-			if (value === ABSENT) this.#planIn(index + 1, block, count);
-			else if (value === ZERO) this.#push(ZERO_RUN, 0, count * BLOCK_SIZE, -1);
+			const { log, fd, lost } = this.#logsNow[index]!;
+			if (value === ABSENT) {
+				if (lost === undefined || lost.size === 0) this.#planIn(index + 1, block, count);
+				else
+					eachPart(lost, block, count, (at, part, isLost) => {
+						if (isLost) this.#push(BROKEN_RUN, 0, part * BLOCK_SIZE, -1);
+						else this.#planIn(index + 1, at, part);
+					});
+			} else if (value === ZERO) this.#push(ZERO_RUN, 0, count * BLOCK_SIZE, -1);
 			else {
 				this.#check(log, block, count, value);
 				this.#push(fd, log.offsetOfSlot(value), count * BLOCK_SIZE, log.positionOfSlot(value));

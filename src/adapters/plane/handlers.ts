@@ -72,12 +72,17 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			plane.writeSecondTables(update);
 			done(undefined);
 		},
-		resize: (size, done) => {
-			// Asked here, where no client can come in between.
+		resize: ({ size, guestEntries }, done) => {
+			// Asked here, where no client can come in between, nor go after it has written.
 			if (size < log.diskBytes && plane.clientCount > 0)
 				throw new VmsweepError(
 					"DISK_LOCKED",
 					`${plane.clientCount} clients use the disk. Detach them, then shrink it.`,
+				);
+			if (size < log.diskBytes && log.guestEntries !== guestEntries)
+				throw new VmsweepError(
+					"DISK_LOCKED",
+					"a client has written while the disk's end was looked at. Shrink it again while the VM is off.",
 				);
 			plane.resize(size);
 			done(undefined);
@@ -154,6 +159,7 @@ function statusOf(plane: CalledPlane): PlaneStatus {
 		clients: plane.clientCount,
 		stalled: plane.stalledCount,
 		poisoned: log.poisoned,
+		hostIsFull: log.commitError?.code === "NO_SPACE",
 		counters: { ...plane.counters },
 	};
 }
@@ -212,12 +218,25 @@ function restore(plane: CalledPlane, runs: Float64Array): number {
 	for (let i = 0; i + 3 < runs.length; i += 4) {
 		const [block, count, slot, at] = [runs[i]!, runs[i + 1]!, runs[i + 2]!, runs[i + 3]!];
 		const bytes = plane.readWhole(slot === ABSENT ? { block, count } : { block, count, slot, at });
-		log.resolve(block, count, (value, from, length) => {
-			if (value === ZERO) log.stageData(from, length, bytes, (from - block) * BLOCK_SIZE);
+		const isZero = (at: number): boolean =>
+			zeros.equals(bytes.bytes.subarray((at - block) * BLOCK_SIZE, (at - block + 1) * BLOCK_SIZE));
+		let blocks = 0;
+		log.resolve(block, count, (value, first, length) => {
+			if (value !== ZERO) return;
+			const end = first + length;
+			for (let from = first; from < end; from++) {
+				let to = from;
+				while (to < end && !isZero(to)) to++;
+				if (to > from) log.stageData(from, to - from, bytes, (from - block) * BLOCK_SIZE);
+				blocks += to - from;
+				from = to;
+			}
 		});
 		const staged = log.stagedCount;
 		if (log.commit() < staged) throw log.commitError!;
-		restored += count;
+		restored += blocks;
 	}
 	return restored;
 }
+
+const zeros = Buffer.alloc(BLOCK_SIZE);

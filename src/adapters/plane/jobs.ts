@@ -21,7 +21,7 @@ export interface JobQueue {
 	readonly hasSpare: boolean;
 	/** Takes a call; returns the job's number, or -1 where all places are taken. */
 	queue(op: number, fd: number, address: number, length: number, at: number): number;
-	/** Has everything queued begin; before the thread sleeps. */
+	/** Has everything queued begin, before the thread sleeps; the bell rings where some of it has to be handed over again. */
 	submit(): void;
 	/** Tells of every finished job and frees its place. */
 	collect(done: OnJob): void;
@@ -36,6 +36,9 @@ const URING_JOBS = 256;
 export class UringJobs implements JobQueue {
 	busy = 0;
 	readonly #ring: IoUring;
+	readonly #bell: number;
+	/** What is written to the bell. */
+	readonly #one = sys.pin(8);
 	readonly #free: number[] = [];
 	/** Of reads: what is still to be read. Parallel arrays by job. */
 	readonly #fd = new Int32Array(URING_JOBS);
@@ -49,13 +52,15 @@ export class UringJobs implements JobQueue {
 	static open(bell: number): UringJobs | undefined {
 		const ring = IoUring.open(URING_JOBS);
 		if (ring === undefined) return undefined;
-		if (ring.ring(bell) === 0) return new UringJobs(ring);
+		if (ring.ring(bell) === 0) return new UringJobs(ring, bell);
 		ring.close();
 		return undefined;
 	}
 
-	private constructor(ring: IoUring) {
+	private constructor(ring: IoUring, bell: number) {
 		this.#ring = ring;
+		this.#bell = bell;
+		new BigUint64Array(this.#one.bytes.buffer, this.#one.bytes.byteOffset, 1)[0] = 1n;
 		for (let job = URING_JOBS - 1; job >= 0; job--) this.#free.push(job);
 	}
 
@@ -78,6 +83,8 @@ export class UringJobs implements JobQueue {
 
 	submit(): void {
 		this.#ring.submit();
+		// The kernel takes nothing while it is short of memory, and then no job's end would wake the thread to try again.
+		if (this.#ring.unsubmitted > 0) sys.write(this.#bell, this.#one.address, 8);
 	}
 
 	collect(done: OnJob): void {
@@ -91,7 +98,8 @@ export class UringJobs implements JobQueue {
 				this.#begin(job);
 				return;
 			}
-			if (whole > 0 && (result === -sys.EINTR || result === -sys.EAGAIN)) {
+			if (result === -sys.EINTR || result === -sys.EAGAIN) {
+				// Nothing was done. A flush that begins later covers no less.
 				this.#begin(job);
 				return;
 			}
@@ -100,7 +108,7 @@ export class UringJobs implements JobQueue {
 			// The end of the file is an error: what must be there is not.
 			done(job, whole === 0 || result < 0 ? result : result === 0 ? -sys.EIO : whole);
 		});
-		this.#ring.submit();
+		this.submit();
 	}
 
 	close(): void {

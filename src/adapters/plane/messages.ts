@@ -34,6 +34,8 @@ export interface PlaneStatus {
 	/** Clients that wait for room in the log. */
 	readonly stalled: number;
 	readonly poisoned: boolean;
+	/** The host had no space for the newest write. */
+	readonly hostIsFull: boolean;
 	readonly counters: PlaneCounters;
 }
 
@@ -45,6 +47,8 @@ export const IN_ZEROS = -1;
 export const IN_SECOND = -2;
 /** In none of the logs that were asked for. */
 export const IN_NONE = -3;
+/** Nowhere any more: it was rotten when it was to be kept. */
+export const IN_NOTHING = -4;
 
 /** What the control plane can ask: input and output per kind. */
 export interface PlaneCalls {
@@ -73,6 +77,11 @@ export interface PlaneCalls {
 	sums: { input: { view: number; block: number; count: number }; output: Uint32Array };
 	/** The same of the second image's blocks. */
 	secondSums: { input: { block: number; count: number }; output: Uint32Array };
+	/**
+	 * Which blocks of the second image have a known checksum, from block `from` on, as pairs. Looks at some blocks only: the
+	 * next question is to begin at `next`, -1 for none.
+	 */
+	knownSums: { input: { from: number }; output: { runs: Float64Array; next: number } };
 	/** A snapshot that is newer than all others. */
 	addSnapshot: { input: SnapshotSetup; output: undefined };
 	removeSnapshot: { input: string; output: undefined };
@@ -80,6 +89,10 @@ export interface PlaneCalls {
 	notKept: { input: { name: string; runs: Float64Array }; output: Float64Array };
 	/** Blocks to be kept for a snapshot, as pairs with their bytes and pairs of zeros; durable when answered. */
 	keep: { input: { name: string; runs: Float64Array; bytes: Uint8Array; zeros: Float64Array }; output: undefined };
+	/** A block that is rotten, so that nothing of it can be kept for a snapshot: reading it there is an error from now on. */
+	lose: { input: { name: string; block: number }; output: undefined };
+	/** Clients that read a snapshot. */
+	snapshotReaders: { input: string; output: number };
 	/** Where a snapshot's blocks are, in order: [block, count, where, byte in the file]…; see SNAPSHOT_STRIDE. */
 	locateInSnapshot: { input: { name: string; block: number; count: number; own: boolean }; output: Float64Array };
 	/** Checksums of a snapshot's blocks, one per block; 0 where nothing is known. */
@@ -88,12 +101,18 @@ export interface PlaneCalls {
 	hold: { input: LogPosition | null; output: undefined };
 	/** What could be brought back: [block, count, slot or ABSENT, byte in the first image or -1]…. */
 	undoable: { input: undefined; output: Float64Array };
-	/** Writes dropped blocks again, as `undoable` told them, where nobody wrote since; answers how many blocks. */
+	/**
+	 * Writes dropped blocks again, as `undoable` told them, where nobody wrote since, and where they aren't zeros anyway.
+	 * Answers how many blocks. Throws IO where one of them is rotten: none of that run's is written then.
+	 */
 	restore: { input: Float64Array; output: number };
 	/** Writes tables of the second image, and reads by them from now on; see `WriteTables` in images/second-layout.ts. */
 	writeSecondTables: { input: TableUpdate; output: undefined };
-	/** Gives the disk another size, in bytes. A smaller one is refused with DISK_LOCKED while there are clients. */
-	resize: { input: number; output: undefined };
+	/**
+	 * Gives the disk another size, in bytes. A smaller one is refused with DISK_LOCKED while there are clients, and where the
+	 * guest has written since the view that showed the end unused: `guestEntries` is that view's.
+	 */
+	resize: { input: { size: number; guestEntries?: number | undefined }; output: undefined };
 	/** Compares some of a segment's live blocks with their checksums, from 0 or the last answer's `next` on. */
 	scrub: { input: { sequence: number; from: number }; output: ScrubbedPart };
 	takeView: { input: undefined; output: ViewHandle };

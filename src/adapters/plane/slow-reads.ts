@@ -17,6 +17,10 @@ import { JOB_READ, type JobQueue } from "./jobs.ts";
 const SLOW_BYTES_MAX = 64 * 1024 * 1024;
 /** Times that a read is started over because its blocks moved; then it is read in the data plane's own thread. */
 const ATTEMPTS_MAX = 3;
+/** What `DiskReader.verify` says of a read that is right. */
+const NONE_ROTTEN = -1;
+/** The checksums themselves can't be read. */
+const SUMS_UNREADABLE = -2;
 
 /** One read that waits for a device. */
 export interface SlowRead {
@@ -92,7 +96,11 @@ export class SlowReads {
 				this.#submit(read);
 				if (read.outstanding > 0) return undefined;
 			} else this.#readHere(read);
-		} else this.#verify(read);
+		} else if (read.result === 0 && this.#rottenBlock(read) !== NONE_ROTTEN) {
+			// Its blocks may have been overwritten meanwhile and moved to the same places: then their checksums are newer than
+			// what the jobs read. Both are looked at once more, with nothing in between.
+			this.#readHere(read);
+		}
 		this.#bytes -= read.length;
 		read.client.inFlight--;
 		return read;
@@ -138,27 +146,27 @@ export class SlowReads {
 	#readHere(read: SlowRead): void {
 		const { reader } = read.client;
 		reader.plan(read.start, read.buffer.bytes.length);
-		read.result = 0;
+		read.result = -sys.EIO;
+		read.failedAt = -1;
 		try {
 			reader.readBlocking(read.buffer, 0);
 		} catch {
-			read.result = -sys.EIO;
+			return;
 		}
-		this.#verify(read);
+		const rotten = this.#rottenBlock(read);
+		if (rotten === NONE_ROTTEN) read.result = 0;
+		if (rotten < 0) return;
+		read.failedAt = rotten * BLOCK_SIZE;
+		this.#onRotten(rotten);
 	}
 
-	/** Makes a read whose bytes aren't what was written once an error. */
-	#verify(read: SlowRead): void {
-		if (read.result < 0) return;
+	/** First block that isn't what the reader's plan says was written, or one of the constants below. */
+	#rottenBlock(read: SlowRead): number {
 		try {
-			const rotten = read.client.reader.verify(read.buffer.bytes, 0);
-			if (rotten < 0) return;
-			read.failedAt = rotten * BLOCK_SIZE;
-			this.#onRotten(rotten);
+			return read.client.reader.verify(read.buffer.bytes, 0);
 		} catch {
-			// The checksums themselves can't be read.
+			return SUMS_UNREADABLE;
 		}
-		read.result = -sys.EIO;
 	}
 }
 

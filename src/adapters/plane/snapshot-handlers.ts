@@ -3,10 +3,18 @@
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import * as sys from "../os/syscalls.ts";
 import type { CalledPlane, Handlers, PlaneFiles } from "./called.ts";
-import type { LogFile } from "./disk-reader.ts";
-import { IN_NONE, IN_SECOND, IN_ZEROS } from "./messages.ts";
+import { eachPart, type LogFile } from "./disk-reader.ts";
+import { IN_NONE, IN_NOTHING, IN_SECOND, IN_ZEROS } from "./messages.ts";
 
-type SnapshotCalls = "addSnapshot" | "removeSnapshot" | "notKept" | "keep" | "locateInSnapshot" | "snapshotSums";
+type SnapshotCalls =
+	| "addSnapshot"
+	| "removeSnapshot"
+	| "notKept"
+	| "keep"
+	| "lose"
+	| "snapshotReaders"
+	| "locateInSnapshot"
+	| "snapshotSums";
 
 export function snapshotHandlers({ datasync }: CalledPlane, { snapshots, sums }: PlaneFiles): Handlers<SnapshotCalls> {
 	/** Makes what a snapshot's log shows durable. Throws LOG_POISONED. */
@@ -46,6 +54,11 @@ export function snapshotHandlers({ datasync }: CalledPlane, { snapshots, sums }:
 		keep: ({ name, runs, bytes, zeros }, done, fail) => {
 			flush(name, snapshots.keep(name, runs, bytes, zeros), () => done(undefined), fail);
 		},
+		lose: ({ name, block }, done) => {
+			snapshots.lose(name, block);
+			done(undefined);
+		},
+		snapshotReaders: (name, done) => done(snapshots.readersOf(name)),
 		locateInSnapshot: ({ name, block, count, own }, done) => {
 			const logs = snapshots.logsOf(name);
 			const found: number[] = [];
@@ -79,12 +92,16 @@ function locate(logs: readonly LogFile[], block: number, count: number, elsewher
 		found.push(block, count, elsewhere, -1);
 		return;
 	}
-	const { log, fd } = source;
+	const { log, fd, lost = new Set<number>() } = source;
 	// A disk may have grown since a snapshot was taken.
 	const inside = Math.max(0, Math.min(count, log.diskBlocks - block));
 	if (inside > 0)
 		log.resolve(block, inside, (value, start, length) => {
-			if (value === ABSENT) locate(rest, start, length, elsewhere, found);
+			if (value === ABSENT)
+				eachPart(lost, start, length, (at, part, isLost) => {
+					if (isLost) found.push(at, part, IN_NOTHING, -1);
+					else locate(rest, at, part, elsewhere, found);
+				});
 			else if (value === ZERO) found.push(start, length, IN_ZEROS, -1);
 			else found.push(start, length, fd, log.offsetOfSlot(value));
 		});

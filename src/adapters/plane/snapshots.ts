@@ -13,7 +13,7 @@ import { assert, VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
 import { OsHostFile } from "../os/host-file.ts";
 import * as sys from "../os/syscalls.ts";
-import type { LogFile } from "./disk-reader.ts";
+import { eachPart, type LogFile } from "./disk-reader.ts";
 
 /** A snapshot as the control plane hands it over. It keeps the descriptor open until the snapshot is removed. */
 export interface SnapshotSetup {
@@ -24,10 +24,13 @@ export interface SnapshotSetup {
 	readonly path: string;
 	/** The 16 bytes that its log must carry. */
 	readonly uuid: Uint8Array;
+	/** Blocks of which nothing could be kept, because they were rotten: reading them is an error. */
+	readonly lost: readonly number[];
 }
 
 interface Snapshot extends LogFile {
 	readonly name: string;
+	readonly lost: Set<number>;
 	/** The logs in which its blocks are looked for, its own first. */
 	logs: readonly LogFile[];
 	/** Clients that read it. */
@@ -52,7 +55,8 @@ export class Snapshots {
 	}
 
 	/** Opens the log of a snapshot that is newer than all others. Throws LOG_DAMAGED, DISK_IMAGES_MIXED, IO. */
-	add({ name, fd, path, uuid }: SnapshotSetup): void {
+	add({ name, fd, path, uuid, lost }: SnapshotSetup): void {
+		assert(!this.#list.some((each) => each.name === name), `snapshot ${name} is opened twice`);
 		const log = FirstImage.open(this.#openFile(fd, path), {
 			checksum: this.#checksum,
 			allocatePinned: sys.pin,
@@ -61,7 +65,7 @@ export class Snapshots {
 			warmSegments: 0,
 			name: path,
 		});
-		this.#list.push({ name, fd, log, logs: [], readers: 0, isDurable: true });
+		this.#list.push({ name, fd, log, lost: new Set(lost), logs: [], readers: 0, isDurable: true });
 		this.#order();
 	}
 
@@ -95,16 +99,19 @@ export class Snapshots {
 		this.#find(name).isDurable = true;
 	}
 
-	/** Of pairs [block, count], what a snapshot has not kept itself. */
+	/** Of pairs [block, count], what a snapshot has not kept itself, and can still keep. */
 	notKept(name: string, runs: Float64Array): Float64Array {
-		const { log } = this.#find(name);
+		const { log, lost } = this.#find(name);
 		const pairs: number[] = [];
 		for (let i = 0; i + 1 < runs.length; i += 2) {
 			// What lies behind the snapshot's end is none of its business.
 			const count = Math.min(runs[i + 1]!, log.diskBlocks - runs[i]!);
 			if (count > 0)
 				log.resolve(runs[i]!, count, (value, block, length) => {
-					if (value === ABSENT) pairs.push(block, length);
+					if (value !== ABSENT) return;
+					eachPart(lost, block, length, (at, part, isLost) => {
+						if (!isLost) pairs.push(at, part);
+					});
 				});
 		}
 		return Float64Array.from(pairs);
@@ -135,6 +142,21 @@ export class Snapshots {
 		snapshot.isDurable = false;
 		if (log.commit() < staged) throw log.commitError!;
 		return snapshot;
+	}
+
+	/** A block of which nothing can be kept for a snapshot, nor for older ones that look through it. */
+	lose(name: string, block: number): void {
+		this.#find(name).lost.add(block);
+	}
+
+	/** Blocks that a snapshot has lost itself. */
+	lostBy(name: string): number[] {
+		return [...this.#find(name).lost];
+	}
+
+	/** Clients that read a snapshot. Throws FILE_NOT_FOUND. */
+	readersOf(name: string): number {
+		return this.#find(name).readers;
 	}
 
 	/** Closes all logs cleanly. Throws IO. */

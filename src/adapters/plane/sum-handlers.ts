@@ -4,18 +4,28 @@ import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import * as sys from "../os/syscalls.ts";
 import type { CalledPlane, Handlers, PlaneFiles } from "./called.ts";
 
-type SumCalls = "noteCopied" | "forgetSums" | "sums" | "secondSums" | "scrub";
+type SumCalls = "noteCopied" | "forgetSums" | "sums" | "secondSums" | "knownSums" | "scrub";
+
+/** Blocks whose checksums are looked at in one call: bounds how long the guest waits for it. */
+const LOOKED_AT_ONCE = 16 * 1024;
 
 export function sumHandlers(
 	{ log, viewPoints, datasync }: CalledPlane,
 	{ sums, sumsFd }: PlaneFiles,
 ): Handlers<SumCalls> {
 	/** Writes what was changed and answers once it is durable. */
+	let failed: unknown;
 	const save = (done: (output: undefined) => void, fail: (error: unknown) => void): void => {
+		// After a failed flush the host has forgotten what it lost: only a new start reads what is really there.
+		if (failed !== undefined) throw failed;
 		sums.write();
 		datasync(sumsFd, (result) => {
-			if (result < 0) fail(sys.hostError(result, "flushing the second image's checksums"));
-			else done(undefined);
+			if (result >= 0) {
+				done(undefined);
+				return;
+			}
+			failed = sys.hostError(result, "flushing the second image's checksums");
+			fail(failed);
 		});
 	};
 	return {
@@ -38,6 +48,18 @@ export function sumHandlers(
 			done(found);
 		},
 		secondSums: ({ block, count }, done) => done(Uint32Array.from({ length: count }, (_, i) => sums.get(block + i))),
+		knownSums: ({ from }, done) => {
+			const { diskBlocks } = log;
+			const end = Math.min(from + LOOKED_AT_ONCE, diskBlocks);
+			const runs: number[] = [];
+			for (let block = from; block < end; block++) {
+				if (sums.get(block) === 0) continue;
+				const first = block;
+				while (block + 1 < end && sums.get(block + 1) !== 0) block++;
+				runs.push(first, block + 1 - first);
+			}
+			done({ runs: Float64Array.from(runs), next: end < diskBlocks ? end : -1 });
+		},
 		scrub: ({ sequence, from }, done) => done(log.scrub(sequence, from)),
 	};
 }

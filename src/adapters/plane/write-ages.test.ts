@@ -136,3 +136,16 @@ test("what is known exactly is told exactly", () => {
 	assert.deepEqual(statuses(OPENED + 4), [0, 0, 0, 0, 1, 1, 1, 1, 0]);
 	assert.deepEqual(statuses(OPENED + 3), [1, 1, 1, 1, 1, 1, 1, 1, 1], "moved blocks count as their region's newest");
 });
+
+test("a position from before the log was opened tells nothing, not even of blocks that are older", () => {
+	const index = new Index();
+	const ages = new WriteAges(index as unknown as FirstImage);
+	// At OPENED - 10 a client took the position and copied what block 0 held then; a power cut took that write back.
+	index.values[0] = SLOT + OPENED - 50;
+	const status = (position: number): number[] =>
+		[...changedRuns(ages, index.position, position, 0, BLOCK_SIZE)].map((run) => run.status);
+	assert.deepEqual(status(OPENED - 10), [since.CHANGED]);
+	assert.deepEqual(status(OPENED), [since.CHANGED], "the end of what the cut left may have been the end before it");
+	index.position++;
+	assert.deepEqual(status(OPENED + 1), [since.UNCHANGED]);
+});

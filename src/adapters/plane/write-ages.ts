@@ -13,13 +13,16 @@ import { ABSENT, type FirstImage, ZERO } from "../../core/log/first-image.ts";
 export type AgeVisitor = (block: number, count: number, isOlder: boolean) => void;
 
 export class WriteAges {
+	/** The log's position when it was opened. */
+	readonly opened: number;
 	readonly #log: FirstImage;
 	readonly #lastWritten: LastWritten;
 
 	/** Made when the log is opened: what the second image holds by then counts as written at that moment. */
 	constructor(log: FirstImage) {
 		this.#log = log;
-		this.#lastWritten = new LastWritten(log.diskBlocks, log.position);
+		this.opened = log.position;
+		this.#lastWritten = new LastWritten(log.diskBlocks, this.opened);
 	}
 
 	/** Triples [block, count, first slot] whose blocks will be in the second image, where they still are at that slot. */

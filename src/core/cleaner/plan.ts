@@ -31,6 +31,12 @@ export function wholeBlocks(range: ByteRange, volumeStart: number): BlockRun | u
 	return end > block ? { block, count: end - block } : undefined;
 }
 
+/** The disk blocks that a byte range of such a volume touches. */
+export function touchedBlocks(range: ByteRange, volumeStart: number): BlockRun {
+	const block = Math.floor((volumeStart + range.start) / BLOCK_SIZE);
+	return { block, count: Math.ceil((volumeStart + range.start + range.length) / BLOCK_SIZE) - block };
+}
+
 /**
  * Splits free blocks by their last write W(b): blocks with W(b) below `settledBefore` have the commits after them
  * that the rule wants. `lastWritten` bounds W(b) for blocks of the second image.

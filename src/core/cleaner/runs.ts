@@ -29,6 +29,10 @@ export function subtract(run: BlockRun, holes: readonly BlockRun[]): BlockRun[] 
 	return left;
 }
 
+/** The parts of `run` that lie in some of `others` (sorted, without overlap). */
+export const intersect = (run: BlockRun, others: readonly BlockRun[]): BlockRun[] =>
+	subtract(run, others).length === 0 ? [run] : subtract(run, subtract(run, others));
+
 /** Index of the first run of a sorted list that reaches past `block`. */
 function firstEndingBehind(runs: readonly BlockRun[], block: number): number {
 	let low = 0;
@@ -51,6 +55,34 @@ export function joinRuns(runs: readonly BlockRun[]): BlockRun[] {
 		if (covered < block + count) appendRun(result, covered, block + count - covered);
 	}
 	return result;
+}
+
+/** A sorted list of runs of bounded length. What finds no room in it is noted as one run from the first of it to the last. */
+export class BoundedRuns {
+	readonly list: BlockRun[] = [];
+	readonly #max: number;
+	#rest: BlockRun | undefined;
+
+	constructor(max: number) {
+		this.#max = max;
+	}
+
+	/** Where the runs that found no room lie, others among them; undefined for none. */
+	get rest(): BlockRun | undefined {
+		return this.#rest;
+	}
+
+	/** Adds a run that lies behind all others. */
+	append(block: number, count: number): void {
+		const first = this.#rest?.block ?? block;
+		if (this.list.length < this.#max) appendRun(this.list, block, count);
+		else this.#rest = { block: first, count: block + count - first };
+	}
+}
+
+/** A run in pieces of `max` blocks at most. */
+export function* piecesOf({ block, count }: BlockRun, max: number): Generator<BlockRun> {
+	for (let from = 0; from < count; from += max) yield { block: block + from, count: Math.min(max, count - from) };
 }
 
 /** Blocks in all runs together. */

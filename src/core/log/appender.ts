@@ -28,7 +28,7 @@ import { ZERO } from "./index-map.ts";
 import { Segment } from "./segments.ts";
 import { Staging } from "./staging.ts";
 import type { LogState } from "./state.ts";
-import { headPosition, isHarmless, poison, refusePoisoned } from "./state.ts";
+import { datasync, headPosition, isHarmless, poison, refusePoisoned } from "./state.ts";
 
 /** Segments that guest writes leave to the cleaner, whose drop entries are what makes room again. */
 export const RESERVED_SEGMENTS = 2;
@@ -136,7 +136,7 @@ export class Appender {
 			table.untake(place);
 			throw error;
 		}
-		if (this.#epochPending) file.datasync();
+		if (this.#epochPending) datasync(state);
 		this.#epochPending = false;
 		const life = { sequence, epoch: state.epoch, version: FORMAT_VERSION, firstEntry: state.nextEntry };
 		const segment = new Segment(life, place, geometry.slotsPerSegment);

@@ -18,6 +18,8 @@ class MemoryFile implements HostFile {
 	bytes = new Uint8Array(0);
 	room = Number.POSITIVE_INFINITY;
 	failing: "IO" | undefined;
+	/** A host that finds out only when it flushes that it has no space: thin volumes, NFS, quotas. */
+	syncsFull = false;
 	bytesRead = 0;
 	size = () => this.bytes.length;
 	write(from: Uint8Array, at: number): void {
@@ -38,6 +40,7 @@ class MemoryFile implements HostFile {
 	}
 	datasync(): void {
 		if (this.failing) throw new Error("simulated");
+		if (this.syncsFull) throw new VmsweepError("NO_SPACE", "the host is full");
 	}
 	punch(at: number, length: number): void {
 		this.bytes.fill(0, at, at + length);
@@ -547,6 +550,41 @@ test("a size that could not be noted: a larger one may be tried again, a smaller
 	assert.ok(shrinking.poisoned);
 	file.write = write;
 	assert.equal(open(file).diskBlocks, 150);
+});
+
+test("a flush that finds the host full ends all writing, whoever began it: the next one would say that all is well", () => {
+	const growing = create(0, 100);
+	const grown = open(growing);
+	write(grown, 1, 1);
+	growing.syncsFull = true;
+	assert.throws(() => grown.resize(150 * BLOCK), code("IO", /full/));
+	growing.syncsFull = false;
+	assert.throws(() => grown.beginFlush(), code("LOG_POISONED", /full/));
+
+	const file = create(0, 100);
+	file.room = 65_536;
+	const log = open(file);
+	assert.equal(write(log, 1, 1), 0);
+	assert.equal(log.commitError?.code, "NO_SPACE", "the epoch couldn't begin yet");
+	file.room = Number.POSITIVE_INFINITY;
+	file.syncsFull = true;
+	assert.equal(write(log, 1, 1), 0);
+	assert.equal(log.commitError?.code, "IO");
+	file.syncsFull = false;
+	assert.ok(log.poisoned);
+	const again = open(file);
+	assert.equal(write(again, 1, 1), 1);
+	file.syncsFull = true;
+	assert.throws(() => again.close(), code("IO", /full/));
+	assert.ok(again.poisoned);
+});
+
+test("no position after a restart is below one that was durable before it", () => {
+	const file = create(0, 100);
+	const log = open(file);
+	for (let block = 0; block < SLOTS; block++) write(log, block, 1);
+	flush(log, file);
+	assert.equal(open(file).position, log.durablePosition);
 });
 
 test("a crowd of zeroed runs leaves room for data runs of any length", () => {

@@ -23,7 +23,7 @@ import type { Superblock } from "./format.ts";
 import { encodeSuperblock } from "./format.ts";
 import type { Pin } from "./segments.ts";
 import type { LogState } from "./state.ts";
-import { headPosition, isHarmless, poison, refusePoisoned } from "./state.ts";
+import { datasync, headPosition, isHarmless, poison, refusePoisoned } from "./state.ts";
 
 interface RunningFlush {
 	readonly entries: number;
@@ -94,7 +94,7 @@ export class Flusher {
 	 */
 	upgrade(): void {
 		// What a flush that runs meanwhile freed must be durable before the other copy is written over.
-		this.#state.file.datasync();
+		datasync(this.#state);
 		this.#replaceSuperblock({});
 		this.#replaceSuperblock({});
 	}
@@ -105,12 +105,11 @@ export class Flusher {
 	 * could be lost.
 	 */
 	resize(diskBytes: number): void {
-		const { file } = this.#state;
 		refusePoisoned(this.#state);
 		const grows = diskBytes > this.#superblock.diskBytes;
 		const largestDiskBytes = Math.max(this.#superblock.largestDiskBytes, diskBytes);
 		try {
-			file.datasync();
+			datasync(this.#state);
 			this.#replaceSuperblock({ diskBytes, largestDiskBytes });
 		} catch (error) {
 			if (grows && isVmsweepError(error, "NO_SPACE")) throw error;
@@ -126,14 +125,14 @@ export class Flusher {
 
 	/** Makes all durable and notes that it is. */
 	close(): void {
-		const { file } = this.#state;
+		const state = this.#state;
 		try {
 			const position = this.begin();
-			file.datasync();
+			datasync(state);
 			this.complete(position);
-			file.datasync();
+			datasync(state);
 			this.#writeSuperblock({});
-			file.datasync();
+			datasync(state);
 		} catch (error) {
 			if (!isHarmless(error)) this.fail(error);
 			throw error;
@@ -161,7 +160,7 @@ export class Flusher {
 
 	#replaceSuperblock(changes: Partial<Superblock>): void {
 		this.#writeSuperblock(changes);
-		this.#state.file.datasync();
+		datasync(this.#state);
 	}
 
 	#writeSuperblock(changes: Partial<Superblock>): void {

@@ -106,3 +106,27 @@ test("another version is refused, and nothing is overwritten", () => {
 	assert.throws(() => open(file), { code: "DISK_WRONG_VERSION" });
 	assert.deepEqual(file.bytes, before);
 });
+
+test("forgetting a whole disk reads only what the file has", () => {
+	const file = new MemoryFile();
+	const sums = open(file);
+	sums.set(5, 6);
+	sums.set(500_000, 7);
+	sums.write();
+	sums.set(600_000, 8);
+	let reads = 0;
+	const read = file.read.bind(file);
+	file.read = (at, into) => {
+		reads++;
+		read(at, into);
+	};
+	sums.forget(0, 2 ** 28);
+	assert.ok(reads <= 600_000 / (127 * 8) + 2, `${reads} reads`);
+	sums.write();
+	const after = open(file);
+	for (const block of [5, 500_000, 600_000]) assert.equal(after.get(block), 0);
+	sums.set(2 ** 27, 9);
+	sums.forget(2 ** 27, 1);
+	sums.write();
+	assert.equal(open(file).get(2 ** 27), 0, "what was known only in memory is forgotten as well");
+});

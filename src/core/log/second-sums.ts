@@ -59,6 +59,8 @@ export class SecondSums {
 	readonly #bytes: Uint8Array;
 	/** Sectors changed since the last `write`, in the order in which they were changed. */
 	readonly #changed = new Set<number>();
+	/** Sectors behind these were never written. */
+	#sectors: number;
 	/** Sectors that were found damaged: their blocks can't be verified. */
 	damagedSectors = 0;
 
@@ -81,6 +83,7 @@ export class SecondSums {
 				`${name}: format version ${fields.version}, this vmsweep knows ${SECOND_SUMS_VERSION}; open the disk with the vmsweep that wrote it`,
 			);
 		if (!isOurs || !fields.uuid.every((byte, i) => byte === uuid[i])) formatSecondSums(file, uuid);
+		this.#sectors = Math.ceil((file.size() - HEADER_BYTES) / SECTOR_BYTES);
 	}
 
 	/** CRC-32 of a block as it was written to the second image, or 0 where nothing is known. Throws IO. */
@@ -97,11 +100,12 @@ export class SecondSums {
 		if (this.#words[word] === sum) return;
 		this.#words[word] = sum;
 		this.#changed.add(sector);
+		this.#sectors = Math.max(this.#sectors, sector + 1);
 	}
 
 	/** Forgets the checksums of `count` blocks, whole sectors at a time. In the file after `write`. Throws IO. */
 	forget(block: number, count: number): void {
-		const end = block + count;
+		const end = Math.min(block + count, this.#sectors * SUMS_PER_SECTOR);
 		for (let at = block; at < end; ) {
 			const sector = divFloor(at, SUMS_PER_SECTOR);
 			const sectorEnd = Math.min(end, (sector + 1) * SUMS_PER_SECTOR);

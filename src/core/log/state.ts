@@ -1,7 +1,7 @@
 // State that the parts of an open first image share: the appender writes entries, the flusher makes them
 // durable and frees segments, recovery sets the start. One object, so that each fact exists once.
 
-import { VmsweepError } from "../../foundations/errors.ts";
+import { isVmsweepError, VmsweepError } from "../../foundations/errors.ts";
 import type { Geometry } from "./format.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IndexMap } from "./index-map.ts";
@@ -78,6 +78,18 @@ export function poison(state: LogState, cause: unknown): VmsweepError {
 		cause instanceof VmsweepError ? cause : new VmsweepError("IO", `${state.name}: ${String(cause)}`, { cause });
 	state.poison ??= error;
 	return error;
+}
+
+/**
+ * Makes durable what was written, as every part of an open log does it. Throws IO for whatever the host says, also that it
+ * is full: the kernel tells of lost pages once, and the next flush would succeed without them.
+ */
+export function datasync({ file }: LogState): void {
+	try {
+		file.datasync();
+	} catch (error) {
+		throw isVmsweepError(error, "NO_SPACE") ? new VmsweepError("IO", error.message, { cause: error }) : error;
+	}
 }
 
 /** True for failures that leave the log as it was and usable: later tries may succeed. */

@@ -7,12 +7,14 @@
 // zeroed them, then there is nothing to come back.
 //
 // Only the candidates, runs that may turn out like that, are replayed: a few pieces among millions of entries. Each
-// candidate has its own small list of pieces, so that a change moves little.
+// candidate has its own small list of pieces, so that a change moves little; large ones are cut.
 
 import { ABSENT, ZERO } from "./index-map.ts";
 
 /** Numbers that each run of the result has: block, count, what it held (ABSENT or the first slot), entry, position. */
 export const UNDO_STRIDE = 5;
+/** Blocks of a candidate, and so of a run of the result, at most. */
+const CANDIDATE_BLOCKS = 1024;
 
 /** Blocks `[block, end)`: what they held (ZERO: nothing that can come back), and the drop that took it away, or -1. */
 interface Piece {
@@ -31,11 +33,13 @@ export class UndoReplay {
 
 	constructor(candidates: readonly number[]) {
 		for (let i = 0; i + 1 < candidates.length; i += 2) {
-			const block = candidates[i]!;
-			const end = block + candidates[i + 1]!;
-			this.#starts.push(block);
-			this.#ends.push(end);
-			this.#pieces.push([{ block, end, value: ABSENT, entry: -1, position: -1 }]);
+			const last = candidates[i]! + candidates[i + 1]!;
+			for (let block = candidates[i]!; block < last; block += CANDIDATE_BLOCKS) {
+				const end = Math.min(last, block + CANDIDATE_BLOCKS);
+				this.#starts.push(block);
+				this.#ends.push(end);
+				this.#pieces.push([{ block, end, value: ABSENT, entry: -1, position: -1 }]);
+			}
 		}
 	}
 

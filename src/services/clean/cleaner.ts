@@ -18,12 +18,13 @@ import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
 import { LastWritten } from "../../core/cleaner/last-written.ts";
-import { wholeBlocks } from "../../core/cleaner/plan.ts";
-import { type BlockRun, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
+import { touchedBlocks, wholeBlocks } from "../../core/cleaner/plan.ts";
+import { type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
+import type { ByteRange } from "../../foundations/guest-map.ts";
 import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition, logPosition } from "../../foundations/units.ts";
-import { type Allocated, Dropper } from "./dropper.ts";
+import { type Allocated, Dropper, type Dropped, YOUNG_RUNS_MAX } from "./dropper.ts";
 import { Fold } from "./fold.ts";
 import { Mover } from "./mover.ts";
 import { provenRuns } from "./proven.ts";
@@ -61,6 +62,8 @@ export interface CleanerDisk {
 	readonly readView: ReadView;
 	/** The newest complete snapshot; undefined for none. */
 	readonly newestSnapshot: () => string | undefined;
+	/** See `SecondWriterParts`. */
+	readonly onLost: (snapshot: string, blocks: readonly number[]) => Promise<void>;
 	/** Resolves once it is durably noted that the second image doesn't stand by itself any more. */
 	readonly beforeChange: () => Promise<void>;
 	/** The second image equals the disk as this view shows it, a guest's commit point where one is known, durably. */
@@ -132,8 +135,8 @@ export class Cleaner {
 	readonly #quarantine: Quarantine;
 	readonly #lastWritten: LastWritten;
 	readonly #firstSeen = new Map<number, number>();
-	/** Per volume: free blocks that were too young when they were last looked at. */
-	readonly #young = new Map<ServedVolume, readonly BlockRun[]>();
+	/** Per volume: free blocks that were too young when they were last looked at, and where others lie. */
+	readonly #young = new Map<ServedVolume, Pick<Dropped, "young" | "rest">>();
 	readonly counters: CleanerCounters = {
 		rounds: 0,
 		droppedBytes: 0,
@@ -165,8 +168,8 @@ export class Cleaner {
 		this.#lastWritten = lastWritten;
 		this.#world = world;
 		this.#measured = { at: world.now(), position: opened };
-		const { newestSnapshot, beforeChange, quarantineMs } = disk;
-		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, beforeChange });
+		const { newestSnapshot, onLost, beforeChange, quarantineMs } = disk;
+		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, onLost, beforeChange });
 		this.#dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
 		this.#mover = new Mover(plane, writer, this.#dropper, lastWritten);
 		this.#fold = new Fold(plane, writer, this.#dropper, lastWritten);
@@ -180,7 +183,7 @@ export class Cleaner {
 			type: volume.type,
 			phase: volume.live === undefined ? "kept" : volume.verdict?.kind === "ready" ? "continuous" : "initialization",
 			commits: volume.live?.commits ?? 0,
-			pendingBytes: blocksIn(this.#young.get(volume) ?? []) * BLOCK_SIZE,
+			pendingBytes: blocksIn(this.#youngIn(volume)) * BLOCK_SIZE,
 			reason: volume.reason ?? null,
 		}));
 	}
@@ -220,7 +223,14 @@ export class Cleaner {
 
 	/** Leaves what a verdict lets go to the next round. */
 	#rememberVerdict({ volume, state }: Verdict): void {
-		if (state.kind === "ready") this.#young.set(volume, this.#candidates(volume, state.changed));
+		if (state.kind !== "ready") return;
+		const waiting = new BoundedRuns(YOUNG_RUNS_MAX);
+		for (const { block, count } of this.#candidates(volume, state.changed)) waiting.append(block, count);
+		this.#young.set(volume, { young: waiting.list, rest: waiting.rest });
+	}
+
+	#youngIn(volume: ServedVolume): readonly BlockRun[] {
+		return this.#young.get(volume)?.young ?? [];
 	}
 
 	// ---- Dropping -----------------------------------------------------------------------------------------
@@ -256,32 +266,27 @@ export class Cleaner {
 		if (state.metadataBytesRead > 0) counters.groupsLastPass = state.groupsRead;
 		const free = this.#candidates(volume, state.changed);
 		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
-		const { droppedBytes, young } = await this.#dropper.drop(free, state.settled);
-		this.#young.set(volume, young);
+		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, state.settled);
+		this.#young.set(volume, waiting);
 		counters.droppedBytes += droppedBytes;
 	}
 
-	/** Free whole blocks in the changed areas, and what was too young before, where it is still free. Sorted. */
-	#candidates(
-		volume: ServedVolume,
-		changed: readonly { readonly start: number; readonly length: number }[],
-	): BlockRun[] {
-		const live = volume.live!;
-		const runs: BlockRun[] = [];
-		for (const { start, length } of changed)
-			for (const range of live.freeRuns(byteOffset(start), byteOffset(start + length))) {
-				const run = wholeBlocks(range, volume.start);
-				if (run !== undefined) runs.push(run);
-			}
-		for (const waiting of this.#young.get(volume) ?? []) {
-			const from = Math.max(0, waiting.block * BLOCK_SIZE - volume.start);
-			const to = (waiting.block + waiting.count) * BLOCK_SIZE - volume.start;
-			for (const range of live.freeRuns(byteOffset(from), byteOffset(to))) {
-				const run = wholeBlocks(range, volume.start);
-				if (run !== undefined) runs.push(run);
+	/** Free whole blocks in the changed areas, and what was too young before, where it is still free. Sorted, found as it is walked. */
+	*#candidates(volume: ServedVolume, changed: readonly ByteRange[]): Generator<BlockRun> {
+		const { live, start } = volume;
+		const { young = [], rest } = this.#young.get(volume) ?? {};
+		for (const { block, count } of joinRuns([
+			...changed.map((range) => touchedBlocks(range, start)),
+			...young,
+			...(rest === undefined ? [] : [rest]),
+		])) {
+			const from = Math.max(0, block * BLOCK_SIZE - start);
+			const to = (block + count) * BLOCK_SIZE - start;
+			for (const range of live!.freeRuns(byteOffset(from), byteOffset(to))) {
+				const run = wholeBlocks(range, start);
+				if (run !== undefined) yield run;
 			}
 		}
-		return joinRuns(runs);
 	}
 
 	// ---- Moving -------------------------------------------------------------------------------------------
@@ -304,7 +309,7 @@ export class Cleaner {
 			if (due.length === 0) return;
 			await plane.ask("flush");
 			assert(await plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
-			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flat());
+			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flatMap(({ young }) => young));
 			for (const segment of due) {
 				const { movedBytes, keptBlocks, zeroedBlocks } = await this.#mover.moveSegment(segment, view, keep);
 				// A zeroed block may have been written and zeroed again by now.
@@ -393,7 +398,7 @@ export class Cleaner {
 			guestEntries >= this.#changedThrough && guestEntries > this.#foldedAt;
 		const point = this.#point;
 		if (point !== undefined && isWorthIt(point.view))
-			return { view: point.view, unused: this.#young.get(point.volume) ?? [] };
+			return { view: point.view, unused: this.#youngIn(point.volume) };
 		await this.#forgetPoint();
 		if (now - this.#rest.since < SETTLE_MS || this.#rest.guestEntries <= this.#foldedAt) return undefined;
 		return { view: await this.#disk.plane.ask("takeView"), unused: [] };
@@ -409,9 +414,10 @@ export class Cleaner {
 	async foldView(view: ViewHandle): Promise<number | undefined> {
 		assert(view.guestEntries >= this.#changedThrough, "a view is folded over newer content");
 		const { second, closing } = this.#disk;
+		// From the first block on: a fold that fails halfway leaves the second image newer than any older view.
+		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
 		const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused: [], signal: closing });
 		this.counters.movedBytes += moved ?? 0;
-		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
 		return moved;
 	}
 
@@ -422,10 +428,11 @@ export class Cleaner {
 		this.#volumes = undefined;
 	}
 
-	/** Gives up blocks that the guest map of a resting disk proves unused. Returns how many. */
-	async giveUp(runs: readonly BlockRun[]): Promise<number> {
-		this.#changedThrough = (await this.#disk.plane.ask("status")).guestEntries;
-		return (await this.#dropper.drop(runs, logPosition(Number.MAX_SAFE_INTEGER))).droppedBytes / BLOCK_SIZE;
+	/** Gives up blocks that the guest map of a resting disk proves unused, where they still are as `view` shows them. Returns how many. */
+	async giveUp(runs: readonly BlockRun[], view: ViewHandle): Promise<number> {
+		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		const { droppedBytes } = await this.#dropper.dropAsIn(view, runs, logPosition(Number.MAX_SAFE_INTEGER));
+		return droppedBytes / BLOCK_SIZE;
 	}
 
 	// ---- Freeing ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import type { HeldParts, SecondImage } from "../../adapters/images/second-image.
 import { LOCATED_STRIDE, type PlanePort, type ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
-import { appendRun, type BlockRun, blocksIn, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import { type BlockRun, BoundedRuns, blocksIn, packRuns, piecesOf, unpackRuns } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, type LogPosition } from "../../foundations/units.ts";
@@ -19,6 +19,10 @@ import type { SecondWriter } from "./second-writer.ts";
 
 /** Runs handed to the data plane at once: bounds how long the guest waits for it. */
 const RUNS_PER_CALL = 4096;
+/** Blocks looked up in one call: 256 MiB of the disk. */
+const LOCATED_AT_ONCE = 65_536;
+/** Young runs that are remembered one by one: bounds memory, however a file system's free blocks lie. */
+export const YOUNG_RUNS_MAX = 1 << 18;
 
 /** Tells which parts of the disk hold something in the second image. */
 export type Allocated = HeldParts;
@@ -28,6 +32,8 @@ export interface Dropped {
 	readonly droppedBytes: number;
 	/** Free, but written too recently. */
 	readonly young: readonly BlockRun[];
+	/** Where more such blocks lie that found no room in `young`; undefined for none. */
+	readonly rest: BlockRun | undefined;
 }
 
 export class Dropper {
@@ -55,35 +61,37 @@ export class Dropper {
 	}
 
 	/**
-	 * Drops what of `free` (unused by the evidence at an earlier position) was last written before `settledBefore`.
+	 * Drops what of `free` (sorted; unused by the evidence at an earlier position) was last written before `settledBefore`.
 	 * The blocks' last writes are judged now, on a fresh view: what was written since the evidence is young, and what
 	 * was merely moved since then is not.
 	 */
 	async drop(free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
 		const view = await this.#plane.ask("takeView");
 		try {
-			await this.#plane.ask("flush");
-			assert(await this.#plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
-			return await this.#dropIn(view, free, settledBefore);
+			return await this.dropAsIn(view, free, settledBefore);
 		} finally {
 			await this.#plane.ask("releaseView", view.id);
 		}
 	}
 
-	async #dropIn(view: ViewHandle, free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
-		const young: BlockRun[] = [];
+	/** The same of blocks that are still as `view` shows them, of which their last writes are judged. */
+	async dropAsIn(view: ViewHandle, free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
+		await this.#plane.ask("flush");
+		assert(await this.#plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
+		const young = new BoundedRuns(YOUNG_RUNS_MAX);
 		let droppedBytes = 0;
 		let batch: BlockRun[] = [];
-		for (const run of free) {
-			const plan = planDrops(await this.#worthDropping(view, run), settledBefore, this.#lastWritten);
-			for (const { block, count } of plan.young) appendRun(young, block, count);
-			batch.push(...plan.settled);
-			if (batch.length < RUNS_PER_CALL) continue;
-			droppedBytes += await this.#apply(view, batch);
-			batch = [];
-		}
+		for (const run of free)
+			for (const piece of piecesOf(run, LOCATED_AT_ONCE)) {
+				const plan = planDrops(await this.#worthDropping(view, piece), settledBefore, this.#lastWritten);
+				for (const { block, count } of plan.young) young.append(block, count);
+				batch.push(...plan.settled);
+				if (batch.length < RUNS_PER_CALL) continue;
+				droppedBytes += await this.#apply(view, batch);
+				batch = [];
+			}
 		if (batch.length > 0) droppedBytes += await this.#apply(view, batch);
-		return { droppedBytes, young };
+		return { droppedBytes, young: young.list, rest: young.rest };
 	}
 
 	/** The parts of a run that hold something: blocks in the first image, and allocated ones in the second. */
@@ -105,9 +113,12 @@ export class Dropper {
 	async *#storedBlocks(block: number, count: number): AsyncGenerator<BlockRun> {
 		const size = this.#second.size;
 		const end = Math.min((block + count) * BLOCK_SIZE, size);
+		let next = block;
 		for await (const data of this.#allocated.within(block * BLOCK_SIZE, end)) {
-			const first = Math.floor(data.start / BLOCK_SIZE);
-			yield { block: first, count: Math.ceil(data.end / BLOCK_SIZE) - first };
+			// Where the host's blocks are smaller, several parts may lie in one block.
+			const first = Math.max(next, Math.floor(data.start / BLOCK_SIZE));
+			next = Math.ceil(data.end / BLOCK_SIZE);
+			if (next > first) yield { block: first, count: next - first };
 		}
 	}
 
@@ -119,10 +130,15 @@ export class Dropper {
 
 	/** Frees blocks that read as zeros in the second image, and then takes their mark off the first. */
 	async punch(runs: readonly BlockRun[]): Promise<void> {
+		await this.clear(runs);
+		if (runs.length > 0) await this.#plane.ask("punched", packRuns(runs));
+	}
+
+	/** Frees blocks that read as zeros in the second image; they stay marked in the first, where `undo` looks for them. */
+	async clear(runs: readonly BlockRun[]): Promise<void> {
 		if (runs.length === 0) return;
 		const stored: BlockRun[] = [];
 		for (const { block, count } of runs) for await (const run of this.#storedBlocks(block, count)) stored.push(run);
 		await this.#writer.punch(runs, stored);
-		await this.#plane.ask("punched", packRuns(runs));
 	}
 }

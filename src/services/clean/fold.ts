@@ -14,7 +14,7 @@
 import { LOCATED_STRIDE, type PlanePort, type ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type LiveRun, packLiveRuns } from "../../core/cleaner/plan.ts";
-import { type BlockRun, blocksIn, joinRuns, subtract } from "../../core/cleaner/runs.ts";
+import { type BlockRun, blocksIn, intersect, joinRuns, subtract } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE, byteOffset } from "../../foundations/units.ts";
 import type { Dropper } from "./dropper.ts";
@@ -47,8 +47,10 @@ export class Fold {
 
 	/** Returns the bytes that were moved, or undefined where it was stopped. */
 	async run(view: ViewHandle, blocks: number, { unused, signal }: FoldOptions): Promise<number | undefined> {
-		// Dropped blocks that an operator may still want back stay as they are: nothing in the view uses them.
-		const spared = joinRuns([...unused, ...(await this.#recoverable())]);
+		// Dropped blocks that an operator may still want back stay dropped in the log; what undo would read from the second
+		// image stays there, too. Nothing in the view uses any of them.
+		const { inSecond, inLog } = await this.#recoverable();
+		const spared = joinRuns([...unused, ...inSecond]);
 		let moved = 0;
 		let batch: LiveRun[] = [];
 		let batchBlocks = 0;
@@ -79,7 +81,8 @@ export class Fold {
 					}
 				}
 			}
-			await this.#dropper.punch(zeros);
+			await this.#dropper.punch(zeros.flatMap((run) => subtract(run, inLog)));
+			await this.#dropper.clear(zeros.flatMap((run) => intersect(run, inLog)));
 			if (signal.aborted) return undefined;
 		}
 		return moved + (await this.#move(batch, view));
@@ -93,8 +96,13 @@ export class Fold {
 		return blocksIn(runs) * BLOCK_SIZE;
 	}
 
-	async #recoverable(): Promise<BlockRun[]> {
+	/** What `undo` could bring back: from the second image, or from the log. Sorted. */
+	async #recoverable(): Promise<{ readonly inSecond: readonly BlockRun[]; readonly inLog: readonly BlockRun[] }> {
 		const found = await this.#plane.ask("undoable");
-		return Array.from({ length: found.length / 4 }, (_, i) => ({ block: found[i * 4]!, count: found[i * 4 + 1]! }));
+		const inSecond: BlockRun[] = [];
+		const inLog: BlockRun[] = [];
+		for (let i = 0; i < found.length; i += 4)
+			(found[i + 2] === ABSENT ? inSecond : inLog).push({ block: found[i]!, count: found[i + 1]! });
+		return { inSecond: joinRuns(inSecond), inLog: joinRuns(inLog) };
 	}
 }

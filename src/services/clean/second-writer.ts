@@ -12,11 +12,15 @@ import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { PlanePort } from "../../adapters/plane/messages.ts";
 import { type LiveRun, packLiveRuns, planCopies } from "../../core/cleaner/plan.ts";
 import { type BlockRun, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
-import { readVerified } from "../verified-read.ts";
+import { readSome } from "../verified-read.ts";
 
 /** Blocks that are kept for a snapshot in one call to the data plane: bounds memory and how long the guest waits. */
 const KEPT_AT_ONCE = 256;
+/** Blocks whose checksums are forgotten in one call, with the same aim: 4 GiB of the disk. */
+const FORGOTTEN_AT_ONCE = 1024 * 1024;
+const REFUSALS_MAX = 3;
 
 export interface SecondWriterParts {
 	readonly plane: PlanePort;
@@ -24,12 +28,16 @@ export interface SecondWriterParts {
 	readonly second: SecondImage;
 	/** The newest complete snapshot: what changes is kept for it, and by it for all older ones. Undefined for none. */
 	readonly newestSnapshot: () => string | undefined;
+	/** Resolves once it is durably noted that a snapshot has lost blocks, which were rotten when they were to be kept. */
+	readonly onLost: (snapshot: string, blocks: readonly number[]) => Promise<void>;
 	/** Resolves once it is durably noted that the second image doesn't stand by itself any more. */
 	readonly beforeChange: () => Promise<void>;
 }
 
 export class SecondWriter {
 	readonly #parts: SecondWriterParts;
+	/** How often the storage refused to give a block. */
+	readonly #refusals = new Map<number, number>();
 
 	constructor(parts: SecondWriterParts) {
 		this.#parts = parts;
@@ -52,7 +60,7 @@ export class SecondWriter {
 		if (runs.length === 0) return;
 		const { plane, second } = this.#parts;
 		if (stored.length > 0) await this.#prepare(stored);
-		await plane.ask("forgetSums", packRuns(runs));
+		for (const some of batchesOf(runs)) await plane.ask("forgetSums", packRuns(some));
 		for (const { block, count } of stored)
 			await second.punch(byteOffset(block * BLOCK_SIZE), byteCount(count * BLOCK_SIZE));
 		await second.flush();
@@ -85,16 +93,37 @@ export class SecondWriter {
 		if (batch.length > 0) await this.#keepBatch(name, batch);
 	}
 
+	/** Storage that refuses a block may give it in a while: only a third refusal is taken for an answer. Throws IO before. */
+	#noteRefused(first: number, refused: ReadonlySet<number>): void {
+		let isNew = false;
+		for (const i of refused) {
+			const times = (this.#refusals.get(first + i) ?? 0) + 1;
+			this.#refusals.set(first + i, times);
+			if (times < REFUSALS_MAX) isNew = true;
+		}
+		if (!isNew) return;
+		throw new VmsweepError(
+			"IO",
+			`${this.#parts.second.path}: a block from byte ${first * BLOCK_SIZE} on can't be read, which a snapshot needs. It's tried again.`,
+		);
+	}
+
 	async #keepBatch(name: string, batch: readonly BlockRun[]): Promise<void> {
 		const { plane, second } = this.#parts;
 		const runs: BlockRun[] = [];
 		const zeros: BlockRun[] = [];
 		const pieces: Uint8Array[] = [];
+		const lost: number[] = [];
 		for (const { block, count } of batch) {
 			const sums = await plane.ask("secondSums", { block, count });
 			const bytes = new Uint8Array(count * BLOCK_SIZE);
-			await readVerified(second, block, bytes, sums);
+			const { rotten, refused } = await readSome(second, block, bytes, sums);
+			this.#noteRefused(block, refused);
 			for (let i = 0; i < count; i++) {
+				if (rotten.has(i) || refused.has(i)) {
+					lost.push(block + i);
+					continue;
+				}
 				const piece = bytes.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE);
 				if (piece.every((byte) => byte === 0)) zeros.push({ block: block + i, count: 1 });
 				else {
@@ -103,8 +132,27 @@ export class SecondWriter {
 				}
 			}
 		}
+		// Cleaning must go on: the storage has destroyed them, not what is written over them now.
+		if (lost.length > 0) await this.#parts.onLost(name, lost);
 		await plane.ask("keep", { name, runs: packRuns(runs), bytes: concat(pieces), zeros: packRuns(zeros) });
 	}
+}
+
+/** Runs in batches of about FORGOTTEN_AT_ONCE blocks. */
+function* batchesOf(runs: readonly BlockRun[]): Generator<BlockRun[]> {
+	let batch: BlockRun[] = [];
+	let blocks = 0;
+	for (const { block, count } of runs)
+		for (let from = 0; from < count; from += FORGOTTEN_AT_ONCE) {
+			const part = { block: block + from, count: Math.min(FORGOTTEN_AT_ONCE, count - from) };
+			batch.push(part);
+			blocks += part.count;
+			if (blocks < FORGOTTEN_AT_ONCE) continue;
+			yield batch;
+			batch = [];
+			blocks = 0;
+		}
+	if (batch.length > 0) yield batch;
 }
 
 function concat(pieces: readonly Uint8Array[]): Uint8Array {

@@ -229,6 +229,15 @@ export class Qcow2Store implements VirtualDisk {
 		else await this.#commit(this.#clusters);
 	}
 
+	/** Throws IMAGE_UNSUPPORTED where `resize` would. */
+	checkResize(size: ByteCount): void {
+		if (size !== this.size && this.#header.snapshotCount > 0)
+			throw new VmsweepError(
+				"IMAGE_UNSUPPORTED",
+				`${this.#path} has internal snapshots of its present size. Delete them first: qemu-img snapshot -d NAME ${this.#path}.`,
+			);
+	}
+
 	/**
 	 * Sets the size of the disk, durably; a multiple of 512 bytes. What is added reads as zeros. Where it shrinks, the
 	 * caller has no use any more for what is cut off. Throws IMAGE_UNSUPPORTED, NO_SPACE or IO.
@@ -237,11 +246,7 @@ export class Qcow2Store implements VirtualDisk {
 		assert(size % SECTOR === 0 && size > 0, `a disk of ${size} bytes`);
 		const old = this.size;
 		if (size === old) return;
-		if (this.#header.snapshotCount > 0)
-			throw new VmsweepError(
-				"IMAGE_UNSUPPORTED",
-				`${this.#path} has internal snapshots of its present size. Delete them first: qemu-img snapshot -d NAME ${this.#path}.`,
-			);
+		this.checkResize(size);
 		await this.#begin();
 		await this.flush();
 		if (size > old) {
