@@ -38,7 +38,7 @@ function fixture() {
 	const jobs = new EarlyJobs();
 	const reads = new SlowReads(jobs, (block) => rotten.push(block));
 	const size = byteCount(2 * BLOCK_SIZE);
-	const second = secondReader({ kind: "flat", fd, size, path });
+	const second = secondReader({ kind: "flat", fd, size });
 	const reader = new DiskReader(() => [], second, { get: (block) => sums[block]!, willNeed: () => {} });
 	const client = { reader, inFlight: 0 } as unknown as Connection;
 	const write = (block: number, value: number): void => {

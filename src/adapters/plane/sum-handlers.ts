@@ -14,7 +14,7 @@ export function sumHandlers(
 	{ sums, sumsFd }: PlaneFiles,
 ): Handlers<SumCalls> {
 	/** Writes what was changed and answers once it is durable. */
-	let failed: unknown;
+	let failed: Error | undefined;
 	const save = (done: (output: undefined) => void, fail: (error: unknown) => void): void => {
 		// After a failed flush the host has forgotten what it lost: only a new start reads what is really there.
 		if (failed !== undefined) throw failed;

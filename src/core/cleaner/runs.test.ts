@@ -1,7 +1,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { appendRun, type BlockRun, blocksIn, joinRuns, packRuns, subtract, unpackRuns } from "./runs.ts";
+import {
+	appendRun,
+	type BlockRun,
+	BoundedRuns,
+	blocksIn,
+	joinRuns,
+	packRuns,
+	piecesOf,
+	subtract,
+	unpackRuns,
+} from "./runs.ts";
 
 const run = fc.record({ block: fc.nat(300), count: fc.integer({ min: 1, max: 60 }) }, { noNullPrototype: true });
 const runs = fc.array(run, { maxLength: 12 });
@@ -57,4 +67,30 @@ test("appended runs join their neighbour and leave the given list's objects alon
 
 test("packing and unpacking give the same runs", () => {
 	fc.assert(fc.property(runs, (list) => assert.deepEqual(unpackRuns(packRuns(list)), list)));
+});
+
+test("a bounded list forgets nothing: what finds no room lies in its rest", () => {
+	fc.assert(
+		fc.property(runs, fc.integer({ min: 1, max: 6 }), (list, max) => {
+			const bounded = new BoundedRuns(max);
+			for (const { block, count } of joinRuns(list)) bounded.append(block, count);
+			const { list: kept, rest } = bounded;
+			assertTidy(kept);
+			assert(kept.length <= max);
+			const left = blocksOf(joinRuns(list)).slice(blocksIn(kept));
+			assert.deepEqual([...blocksOf(kept), ...left], blocksOf(joinRuns(list)));
+			assert.equal(rest?.block, left[0]);
+			if (rest !== undefined) assert.equal(rest.block + rest.count - 1, left.at(-1));
+		}),
+	);
+});
+
+test("pieces are the run, none longer than wanted", () => {
+	fc.assert(
+		fc.property(run, fc.integer({ min: 1, max: 70 }), (whole, max) => {
+			const pieces = [...piecesOf(whole, max)];
+			assert(pieces.every(({ count }) => count > 0 && count <= max));
+			assert.deepEqual(blocksOf(pieces), blocksOf([whole]));
+		}),
+	);
 });

@@ -95,6 +95,8 @@ export interface SegmentInfo {
 	readonly liveSlots: number;
 	/** Zero and drop runs in it, whether they still count or not. */
 	readonly zeroRuns: number;
+	/** The quarantine holds it; see `holdFrom`. */
+	readonly isHeld: boolean;
 	/** Host bytes it fills. */
 	readonly bytes: number;
 }
@@ -385,6 +387,7 @@ export class FirstImage {
 			usedSlots: segment.usedSlots,
 			liveSlots: table.liveSlots(segment),
 			zeroRuns: segment.zeros.count,
+			isHeld: table.isHeld(segment),
 			bytes: geometry.segmentBytes,
 		}));
 	}

@@ -86,16 +86,6 @@ test("pairs are sorted and merged where they touch or overlap", () => {
 	assert.deepEqual(mergedPairs([]), []);
 });
 
-test("single blocks dropped one by one, in any order, of one large candidate: each change looks at a few pieces", () => {
-	const count = 40_000;
-	const replay = new UndoReplay([0, 2 * count]);
-	for (let i = 0; i < count; i++) replay.data(2 * ((i * 7919) % count), 1, 10 + i);
-	for (let i = 0; i < count; i++) replay.drop(2 * ((i * 104_729) % count), 1, false, i, 1000 + i);
-	const runs = replay.result(0);
-	assert.equal(runs.length, count * UNDO_STRIDE);
-	for (let i = 0; i < count; i++) assert.equal(runs[i * UNDO_STRIDE], 2 * i);
-});
-
 test("a long run comes back whole, in parts of a size that can be read at once", () => {
 	const replay = new UndoReplay([5, 3000]);
 	replay.data(0, 4000, 100);

@@ -73,26 +73,26 @@ export class UndoReplay {
 
 	#change(block: number, count: number, change: (piece: Piece) => Piece): void {
 		const end = block + count;
-		for (let i = firstEndingAfter(this.#ends, block); i < this.#starts.length && this.#starts[i]! < end; i++)
-			this.#pieces[i] = changedWithin(this.#pieces[i]!, block, end, change);
+		const first = firstEndingAfter(this.#ends.length, (i) => this.#ends[i]!, block);
+		for (let i = first; i < this.#starts.length && this.#starts[i]! < end; i++)
+			changeWithin(this.#pieces[i]!, block, end, change);
 	}
 }
 
-/** Pieces of which those that overlap `[block, end)` are cut at its ends, and changed within. */
-function changedWithin(pieces: readonly Piece[], block: number, end: number, change: (piece: Piece) => Piece): Piece[] {
-	const result: Piece[] = [];
-	for (const piece of pieces) {
+/** Cuts the pieces that overlap `[block, end)` at its ends, and changes what lies within. */
+function changeWithin(pieces: Piece[], block: number, end: number, change: (piece: Piece) => Piece): void {
+	const first = firstEndingAfter(pieces.length, (i) => pieces[i]!.end, block);
+	const changed: Piece[] = [];
+	let behind = first;
+	for (; behind < pieces.length && pieces[behind]!.block < end; behind++) {
+		const piece = pieces[behind]!;
 		const from = Math.max(piece.block, block);
 		const to = Math.min(piece.end, end);
-		if (from >= to) {
-			result.push(piece);
-			continue;
-		}
-		if (piece.block < from) result.push(partOf(piece, piece.block, from));
-		result.push(change(partOf(piece, from, to)));
-		if (to < piece.end) result.push(partOf(piece, to, piece.end));
+		if (piece.block < from) changed.push(partOf(piece, piece.block, from));
+		changed.push(change(partOf(piece, from, to)));
+		if (to < piece.end) changed.push(partOf(piece, to, piece.end));
 	}
-	return result;
+	pieces.splice(first, behind - first, ...changed);
 }
 
 const partOf = (piece: Piece, block: number, end: number): Piece => ({
@@ -102,13 +102,13 @@ const partOf = (piece: Piece, block: number, end: number): Piece => ({
 	value: piece.value > ZERO ? piece.value + (block - piece.block) : piece.value,
 });
 
-/** Index of the first of the ascending `ends` that is greater than `block`. */
-function firstEndingAfter(ends: readonly number[], block: number): number {
+/** Index of the first of `count` whose end, of ascending ones, is greater than `block`. */
+function firstEndingAfter(count: number, endOf: (index: number) => number, block: number): number {
 	let low = 0;
-	let high = ends.length;
+	let high = count;
 	while (low < high) {
 		const middle = (low + high) >>> 1;
-		if (ends[middle]! > block) high = middle;
+		if (endOf(middle) > block) high = middle;
 		else low = middle + 1;
 	}
 	return low;
