@@ -23,6 +23,17 @@ export async function clientSetup(
 	return { fd, headers, contexts, leftover, ...limits };
 }
 
+/** Work that is done once for all who ask for it while it is waited for or going on. */
+export function shared<T>(work: () => Promise<T>): () => Promise<T> {
+	let going: Promise<T> | undefined;
+	return () => {
+		going ??= work().finally(() => {
+			going = undefined;
+		});
+		return going;
+	};
+}
+
 /** What is proven, or nothing where that takes too long or fails: everything is unknown to the client then. */
 async function inTime(proven: Promise<Liveness>): Promise<Liveness> {
 	const { promise, resolve } = Promise.withResolvers<Liveness>();

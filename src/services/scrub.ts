@@ -2,21 +2,34 @@
 //
 //   first image    its live blocks, segment by segment, by the data plane in small pieces
 //   second image   the blocks that are read from there and of which vmsweep knows the checksum
-//   snapshots      what each one kept
+//   snapshots      what each one kept, and what it reads from the second image although the disk doesn't any more
 //
 // Runs beside the VM: it takes turns with the cleaner, and no more bytes per second than it is allowed.
 
-import { crc32 } from "node:zlib";
 import type { SecondImage } from "../adapters/images/second-image.ts";
-import { IN_NONE, IN_ZEROS, LOCATED_STRIDE, type PlanePort, SNAPSHOT_STRIDE } from "../adapters/plane/messages.ts";
+import {
+	IN_NONE,
+	IN_NOTHING,
+	IN_SECOND,
+	IN_ZEROS,
+	LOCATED_STRIDE,
+	type PlanePort,
+	SNAPSHOT_STRIDE,
+} from "../adapters/plane/messages.ts";
+import { type BlockRun, intersect, piecesOf, unpackRuns } from "../core/cleaner/runs.ts";
 import { ABSENT } from "../core/log/first-image.ts";
 import { isVmsweepError } from "../foundations/errors.ts";
-import { BLOCK_SIZE, byteOffset } from "../foundations/units.ts";
+import type { ByteSource } from "../foundations/source.ts";
+import { BLOCK_SIZE } from "../foundations/units.ts";
 import { checkpoint, type LongRunning } from "./progress.ts";
-import { readFully } from "./verified-read.ts";
+import { readFully, readSome } from "./verified-read.ts";
 
 /** Blocks read at once: 1 MiB. */
 const BLOCKS_AT_ONCE = 256;
+/** Blocks looked up at once: 256 MiB of the disk. */
+const LOCATED_AT_ONCE = 65_536;
+const SECOND_STEP = "checking the second image";
+const STOPPED = "the check was stopped; what it had found until then is not told";
 
 /** Where a rotten block lies. */
 export type RottenIn = "first-image" | "second-image" | `snapshot ${string}`;
@@ -46,6 +59,12 @@ export interface ScrubParts {
 	readonly snapshots: readonly { readonly name: string; readonly size: number }[];
 	/** Runs work while nothing is moved. */
 	readonly exclusive: <T>(work: () => Promise<T>) => Promise<T>;
+}
+
+/** Blocks of a snapshot: a byte of a file, or one of IN_…. */
+interface PlacedBlocks extends BlockRun {
+	readonly fd: number;
+	readonly at: number;
 }
 
 export interface ScrubOptions extends LongRunning {
@@ -104,79 +123,132 @@ class Scrubber {
 	}
 
 	async secondImage(): Promise<void> {
-		const { second, exclusive } = this.#parts;
+		const { plane, second } = this.#parts;
+		// Where a checksum is known the block must be there, whether the image has something in its place or not.
+		for (let from = 0; from >= 0; ) {
+			const { runs, next } = await plane.ask("knownSums", { from });
+			for (const run of unpackRuns(runs)) await this.#secondRun(run, true);
+			await this.#pace(0, SECOND_STEP);
+			from = next;
+		}
 		for await (const { start, length } of second.allocatedRanges()) {
-			const end = Math.ceil((start + length) / BLOCK_SIZE);
-			for (let block = Math.floor(start / BLOCK_SIZE); block < end; block += BLOCKS_AT_ONCE) {
-				const count = Math.min(BLOCKS_AT_ONCE, end - block);
-				await exclusive(() => this.#secondPiece(block, count));
-				await this.#pace(count * BLOCK_SIZE, "checking the second image");
-			}
+			const block = Math.floor(start / BLOCK_SIZE);
+			await this.#secondRun({ block, count: Math.ceil((start + length) / BLOCK_SIZE) - block }, false);
 		}
 	}
 
-	/** Compares blocks that are read from the second image; all others may have any content there. */
-	async #secondPiece(block: number, count: number): Promise<void> {
+	async #secondRun(run: BlockRun, isKnown: boolean): Promise<void> {
+		for (const piece of piecesOf(run, BLOCKS_AT_ONCE))
+			await this.#pace(await this.#parts.exclusive(() => this.#secondPiece(piece, isKnown)), SECOND_STEP);
+	}
+
+	/**
+	 * Reads blocks that the disk reads from the second image, all others may have any content there: those with a known
+	 * checksum, or those without one. Returns the bytes.
+	 */
+	async #secondPiece({ block, count }: BlockRun, isKnown: boolean): Promise<number> {
 		const { plane, second } = this.#parts;
+		const sums = await plane.ask("secondSums", { block, count });
+		let bytes = 0;
+		for (const { block: start, count: length, value } of await this.#locate(block, count)) {
+			if (value !== ABSENT) continue;
+			for (let from = start; from < start + length; from++) {
+				let to = from;
+				while (to < start + length && (sums[to - block] !== 0) === isKnown) to++;
+				if (to === from) continue;
+				bytes += await this.#read(second, from, sums.subarray(from - block, to - block), "second-image");
+				from = to;
+			}
+		}
+		this.#secondBytes += bytes;
+		if (!isKnown) this.#unknownBytes += bytes;
+		return bytes;
+	}
+
+	/** Where blocks of the disk are now. */
+	async #locate(block: number, count: number): Promise<(BlockRun & { readonly value: number })[]> {
+		const { plane } = this.#parts;
 		const view = await plane.ask("takeView");
 		try {
-			const sums = await plane.ask("secondSums", { block, count });
 			const located = await plane.ask("locate", { view: view.id, block, count });
-			for (let i = 0; i < located.length; i += LOCATED_STRIDE) {
-				const [start, length, value] = located.subarray(i);
-				if (value !== ABSENT) continue;
-				const part = sums.subarray(start! - block, start! - block + length!);
-				this.#secondBytes += length! * BLOCK_SIZE;
-				this.#unknownBytes += part.reduce((unknown, sum) => unknown + (sum === 0 ? BLOCK_SIZE : 0), 0);
-				const bytes = new Uint8Array(length! * BLOCK_SIZE);
-				const readable = await second.read(byteOffset(start! * BLOCK_SIZE), bytes).then(
-					() => true,
-					(error: unknown) => this.#tellUnreadable(error, start!, "second-image"),
-				);
-				if (readable) this.#compare(bytes, start!, part, "second-image");
-			}
+			return Array.from({ length: located.length / LOCATED_STRIDE }, (_, i) => {
+				const [start, length, value] = located.subarray(i * LOCATED_STRIDE);
+				return { block: start!, count: length!, value: value! };
+			});
 		} finally {
 			await plane.ask("releaseView", view.id);
 		}
 	}
 
+	/** What a snapshot kept itself, and what it reads from the second image where the disk doesn't any more. */
 	async snapshot(name: string, size: number): Promise<void> {
-		const { plane } = this.#parts;
-		const kept = await plane.ask("locateInSnapshot", { name, block: 0, count: size / BLOCK_SIZE, own: true });
-		for (let i = 0; i < kept.length; i += SNAPSHOT_STRIDE) {
-			const [start, length, fd, at] = kept.subarray(i);
-			if (fd === IN_NONE || fd === IN_ZEROS) continue;
-			for (let from = 0; from < length!; from += BLOCKS_AT_ONCE) {
-				const block = start! + from;
-				const count = Math.min(BLOCKS_AT_ONCE, length! - from);
-				const bytes = new Uint8Array(count * BLOCK_SIZE);
-				await readFully(fd!, at! + from * BLOCK_SIZE, bytes);
-				this.#compare(bytes, block, await plane.ask("snapshotSums", { name, block, count }), `snapshot ${name}`);
-				this.#snapshotBytes += bytes.length;
-				await this.#pace(bytes.length, `checking snapshot ${name}`);
-			}
+		const { exclusive } = this.#parts;
+		for (const step of piecesOf({ block: 0, count: size / BLOCK_SIZE }, LOCATED_AT_ONCE)) {
+			const placed = await exclusive(() => this.#placesIn(name, step));
+			for (const run of placed)
+				for (const piece of piecesOf(run, BLOCKS_AT_ONCE))
+					await this.#pace(await exclusive(() => this.#snapshotPiece(name, piece)), `checking snapshot ${name}`);
+			await checkpoint(this.#options.signal, STOPPED);
 		}
 	}
 
-	#compare(bytes: Uint8Array, block: number, sums: Uint32Array, where: RottenIn): void {
-		for (const [i, sum] of sums.entries())
-			if (sum !== 0 && crc32(bytes.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE)) !== sum)
-				this.#rotten.push({ block: block + i, where });
+	async #snapshotPiece(name: string, piece: BlockRun): Promise<number> {
+		const { plane, second } = this.#parts;
+		const where = `snapshot ${name}` as const;
+		let bytes = 0;
+		// Looked up again: meanwhile it may have been deleted, or have kept more.
+		for (const { block, count, fd, at } of await this.#placesIn(name, piece))
+			if (fd === IN_NOTHING) for (let i = 0; i < count; i++) this.#rotten.push({ block: block + i, where });
+			else {
+				const own = { size: second.size, read: readOwn(fd, at - block * BLOCK_SIZE) };
+				const sums = await plane.ask("snapshotSums", { name, block, count });
+				bytes += await this.#read(fd === IN_SECOND ? second : own, block, sums, where);
+			}
+		this.#snapshotBytes += bytes;
+		return bytes;
 	}
 
-	/** A block that the storage refuses to give is as good as a rotten one. */
-	#tellUnreadable(error: unknown, block: number, where: RottenIn): false {
-		if (!isVmsweepError(error, "IO")) throw error;
-		this.#rotten.push({ block, where });
-		return false;
+	/** Nothing where the snapshot is gone. */
+	async #placesIn(name: string, { block, count }: BlockRun): Promise<PlacedBlocks[]> {
+		const { plane } = this.#parts;
+		const ask = async (own: boolean): Promise<PlacedBlocks[]> => {
+			const runs = await plane.ask("locateInSnapshot", { name, block, count, own });
+			return Array.from({ length: runs.length / SNAPSHOT_STRIDE }, (_, i) => {
+				const [start, length, fd, at] = runs.subarray(i * SNAPSHOT_STRIDE);
+				return { block: start!, count: length!, fd: fd!, at: at! };
+			});
+		};
+		try {
+			const kept = (await ask(true)).filter(({ fd }) => fd !== IN_NONE && fd !== IN_ZEROS);
+			const inSecond = (await ask(false)).filter(({ fd }) => fd === IN_SECOND);
+			const logged = (await this.#locate(block, count)).filter(({ value }) => value !== ABSENT);
+			return [...kept, ...inSecond.flatMap((run) => intersect(run, logged).map((part) => ({ ...run, ...part })))];
+		} catch (error) {
+			if (isVmsweepError(error, "FILE_NOT_FOUND")) return [];
+			throw error;
+		}
+	}
+
+	/** Reads blocks and compares them with their checksums, one each. Returns the bytes. */
+	async #read(source: ByteSource, block: number, sums: Uint32Array, where: RottenIn): Promise<number> {
+		const bytes = new Uint8Array(sums.length * BLOCK_SIZE);
+		// A block that the storage refuses to give is as good as a rotten one.
+		const { rotten, refused } = await readSome(source, block, bytes, sums);
+		for (const i of [...rotten, ...refused]) this.#rotten.push({ block: block + i, where });
+		return bytes.length;
 	}
 
 	async #pace(bytes: number, step: string): Promise<void> {
 		const { bytesPerSecond = Number.POSITIVE_INFINITY, onProgress, signal } = this.#options;
 		this.#paceBytes += bytes;
 		onProgress?.({ step, done: this.#paceBytes, total: null });
-		await checkpoint(signal, "the check was stopped; what it had found until then is not told");
+		await checkpoint(signal, STOPPED);
 		const early = (this.#paceBytes / bytesPerSecond) * 1000 - (performance.now() - this.#paceStart);
 		if (early > 0) await new Promise((resolve) => setTimeout(resolve, Math.min(early, 1000)));
 	}
 }
+
+const readOwn =
+	(fd: number, from: number): ByteSource["read"] =>
+	(at, into) =>
+		readFully(fd, at + from, into);

@@ -16,7 +16,7 @@ import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
 import { Cleaner, type CleanerCounters, type VolumeStatus } from "./clean/cleaner.ts";
 import type { ReadView } from "./clean/volumes.ts";
-import { type ClientLimits, clientSetup } from "./client-setup.ts";
+import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
 import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
 import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
 import { Upkeep } from "./upkeep.ts";
@@ -108,6 +108,8 @@ export class ServedDisk implements AsyncDisposable {
 	#flushing: Promise<void>;
 	/** The round in progress; rounds never overlap. */
 	#round: Promise<unknown> = Promise.resolve();
+	/** However often clients come and go, one of these at most keeps the cleaner from its work. */
+	readonly #proven = shared((): Promise<Liveness> => this.#exclusive(() => this.#cleaner.proven()));
 	#hopelessRounds = 0;
 	#refusing = false;
 	#closed: Promise<void> | undefined;
@@ -209,8 +211,7 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** Hands a connected client to the data plane. */
 	async attach(client: NbdClient, limits: ClientLimits, snapshot?: string): Promise<void> {
-		const proven = (): Promise<Liveness> => this.#exclusive(() => this.#cleaner.proven());
-		const setup = await clientSetup(client, limits, proven);
+		const setup = await clientSetup(client, limits, this.#proven);
 		await this.#plane.ask("attach", snapshot === undefined ? setup : { ...setup, snapshot });
 	}
 

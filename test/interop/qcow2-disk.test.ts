@@ -9,6 +9,7 @@ import * as sys from "../../src/adapters/os/syscalls.ts";
 import { BLOCK_SIZE as K } from "../../src/foundations/units.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { allocatedBytes } from "../support/hashes.ts";
+import { killUnderFio } from "../support/kill-loop.ts";
 import { hashesIn, LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
 import { SweepServer } from "../support/loop-server.ts";
 import { NbdClient } from "../support/nbd-client.ts";
@@ -116,59 +117,31 @@ test("an image below that was changed by others is noticed", async (t) => {
 	assert.equal((await server.stop()).exitCode, 0);
 });
 
-/** fio's options for the region whose content one round wrote. An older round's blocks would not pass for it. */
-const region = (round: number): string[] => [
-	"--name=kept",
-	"--rw=randwrite",
-	"--bs=4k",
-	"--iodepth=32",
-	"--size=16m",
-	"--verify=pattern",
-	`--verify_pattern=0x${(0x5eed_0000 + round).toString(16)}%o`,
-	"--verify_fatal=1",
-];
-
 test("SIGKILL of the server, again and again, while fio writes and everything is moved into the image", async (t) => {
 	if (!requireTool(t, "qemu-img", "qemu-io", "fio")) return;
-	const random = seededRandom(testSeed());
-	t.diagnostic(`VMSWEEP_SEED=${random.seed}`);
-	await using folder = await temporaryFolder();
-	const golden = folder.file("golden.qcow2");
-	await runOk("qemu-img", ["create", "-q", "-f", "qcow2", golden, "128M"]);
-	await io(golden, ["write -P 11 0 40M", "write -P 12 100M 28M"]);
-	const disk = folder.file("d");
-	await create(disk, "--backing", golden);
-	const image = join(disk, "second.qcow2");
-	const rounds = 3;
-	let movedBytes = 0;
-	for (let round = 0; round < rounds; round++) {
-		await using server = await SweepServer.serve(disk, "--log-limit", "80M");
-		const fio = (...options: readonly string[]) => [...options, "--ioengine=nbd", `--uri=${server.uri}`];
-		if (round > 0) await runOk("fio", fio(...region(round - 1), "--verify_only=1"), { folder: folder.path });
-		await runOk("fio", fio(...region(round), "--do_verify=0", "--end_fsync=1"), { folder: folder.path });
-		const noise = ["--name=noise", "--rw=randwrite", "--bssplit=4k/60:16k/30:256k/10", "--iodepth=16"];
-		const where = ["--offset=32m", "--size=64m", "--norandommap=1", "--time_based=1", "--runtime=600", "--fsync=200"];
-		await using writer = start("fio", fio(...noise, ...where), { folder: folder.path });
-		const goal = random.between(40, 200) * MIB;
-		const { cleaner } = await server.reaches(({ guest }) => guest.writtenBytes > 16 * MIB + goal, "enough writes");
-		movedBytes += cleaner.movedBytes;
-		await server.kill();
-		await writer.end();
-		await checkByQemu(image, { leaksAllowed: true });
-		// What nobody wrote comes from the golden image, or from a copy of it, all the time.
-		await runOk("qemu-io", ["-r", "-f", "qcow2", "-c", "read -P 11 16M 16M", "-c", "read -P 12 100M 28M", image]);
-	}
-	t.diagnostic(`moved ${(movedBytes / MIB).toFixed(1)} MiB up to a moment before the kills`);
-	assert.ok(movedBytes > 0, "nothing was moved: the test is blind");
-	await runOk(vmsweep, ["commit", disk]);
-	await checkByQemu(image);
-	const committed = folder.file("committed.raw");
-	await runOk("qemu-img", ["convert", "-O", "raw", image, committed]);
-	const alone = [`--filename=${committed}`, "--ioengine=psync", "--verify_only=1"];
-	await runOk("fio", [...region(rounds - 1), ...alone], { folder: folder.path });
-	const wrong = await run("fio", [...region(rounds), ...alone], { folder: folder.path });
-	assert.notEqual(wrong.exitCode, 0, "fio verifies nothing");
-	await runOk("qemu-io", ["-r", "-f", "qcow2", "-c", "read -P 11 16M 16M", "-c", "read -P 12 100M 28M", image]);
+	// What nobody wrote comes from the golden image, or from a copy of it, all the time.
+	const assertGolden = (image: string): Promise<string> =>
+		runOk("qemu-io", ["-r", "-f", "qcow2", "-c", "read -P 11 16M 16M", "-c", "read -P 12 100M 28M", image]);
+	await killUnderFio(t, 3, {
+		make: async (folder, disk) => {
+			const golden = folder.file("golden.qcow2");
+			await runOk("qemu-img", ["create", "-q", "-f", "qcow2", golden, "128M"]);
+			await io(golden, ["write -P 11 0 40M", "write -P 12 100M 28M"]);
+			await create(disk, "--backing", golden);
+			return join(disk, "second.qcow2");
+		},
+		afterKill: async (image) => {
+			await checkByQemu(image, { leaksAllowed: true });
+			await assertGolden(image);
+		},
+		asRaw: async (image, folder) => {
+			await checkByQemu(image);
+			await assertGolden(image);
+			const committed = folder.file("committed.raw");
+			await runOk("qemu-img", ["convert", "-O", "raw", image, committed]);
+			return committed;
+		},
+	});
 });
 
 test("neighbours of what is moved read the same all the time, also from cold storage while their clusters move", async (t) => {

@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
-import { temporaryFolder } from "./folders.ts";
+import { type TemporaryFolder, temporaryFolder } from "./folders.ts";
 import { createDisk, SweepServer } from "./loop-server.ts";
 import { run, runOk, start, vmsweep } from "./processes.ts";
 import { seededRandom, testSeed } from "./randomness.ts";
@@ -23,13 +23,30 @@ const region = (round: number): string[] => [
 	"--verify_fatal=1",
 ];
 
+/** What differs between kinds of second image. All have 128 MiB. */
+export interface KillLoopDisk {
+	/** Makes the disk in a folder; returns its second image, with which `fio` or a converted copy is verified. */
+	readonly make: (folder: TemporaryFolder, disk: string) => Promise<string>;
+	/** Looks at the second image after each kill. */
+	readonly afterKill?: (image: string) => Promise<void>;
+	/** A raw file with the committed second image's content. */
+	readonly asRaw?: (image: string, folder: TemporaryFolder) => Promise<string>;
+}
+
+const plain: KillLoopDisk = {
+	make: async (_, disk) => {
+		await createDisk(disk, { size: "128M" });
+		return join(disk, "second.raw");
+	},
+};
+
 /** Kills the server `rounds` times. The log is small, so that it is recycled and cleaned all the time. */
-export async function killUnderFio(t: TestContext, rounds: number): Promise<void> {
+export async function killUnderFio(t: TestContext, rounds: number, kind: KillLoopDisk = plain): Promise<void> {
 	const random = seededRandom(testSeed());
 	t.diagnostic(`VMSWEEP_SEED=${random.seed}`);
 	await using folder = await temporaryFolder();
 	const disk = folder.file("d");
-	await createDisk(disk, { size: "128M" });
+	const second = await kind.make(folder, disk);
 	let movedBytes = 0;
 	for (let round = 0; round < rounds; round++) {
 		await using server = await SweepServer.serve(disk, "--log-limit", "80M");
@@ -44,6 +61,7 @@ export async function killUnderFio(t: TestContext, rounds: number): Promise<void
 		movedBytes += cleaner.movedBytes;
 		await server.kill();
 		await writer.end();
+		await kind.afterKill?.(second);
 	}
 	{
 		await using server = await SweepServer.serve(disk);
@@ -53,7 +71,8 @@ export async function killUnderFio(t: TestContext, rounds: number): Promise<void
 		assert.doesNotMatch(server.process.stderr, /"level":[56]0/, "the server complained");
 	}
 	await runOk(vmsweep, ["commit", disk]);
-	const image = [`--filename=${join(disk, "second.raw")}`, "--ioengine=psync", "--verify_only=1"];
+	const raw = (await kind.asRaw?.(second, folder)) ?? second;
+	const image = [`--filename=${raw}`, "--ioengine=psync", "--verify_only=1"];
 	await runOk("fio", [...region(rounds - 1), ...image], { folder: folder.path });
 	// A check that passes whatever is there would be none.
 	const wrong = await run("fio", [...region(rounds), ...image], { folder: folder.path });

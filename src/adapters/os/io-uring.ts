@@ -107,6 +107,11 @@ export class IoUring {
 		this.#queue(OP_READ, id, fd, address, length, at, 0);
 	}
 
+	/** The same, but fails with EAGAIN at once where a device would have to be waited for. */
+	readCached(id: number, fd: number, address: number, length: number, at: number): void {
+		this.#queue(OP_READ, id, fd, address, length, at, sys.RWF_NOWAIT);
+	}
+
 	/** The same into the registered buffer. */
 	readFixed(id: number, fd: number, address: number, length: number, at: number): void {
 		this.#queue(OP_READ_FIXED, id, fd, address, length, at, 0);

@@ -1,7 +1,8 @@
 // Answers: what clients are owed for their requests, in the order of the requests but for what has to wait elsewhere.
 //
 //   done, error    at once
-//   read           the page cache has it: no copy of ours, zeros as holes where the client knows them
+//   read           the page cache has it: no copy of ours, zeros as holes where the client knows them; small ones of a
+//                  round together (read-batch.ts)
 //                  it hasn't: a job per run (slow-reads.ts), answered when the last is there
 //   block status   one chunk per context
 //   flush, FUA     when everything written so far is durable (flushes.ts)
@@ -27,6 +28,7 @@ import { type DiskReader, ZERO_RUN } from "./disk-reader.ts";
 import type { Flushes } from "./flushes.ts";
 import type { JobQueue } from "./jobs.ts";
 import { PENDING_DONE, PENDING_ERROR, PENDING_FLUSH, PENDING_READ, PENDING_STATUS } from "./pending-answers.ts";
+import { BATCHED_BYTES_MAX, type ReadBatch } from "./read-batch.ts";
 import type { SlowRead } from "./slow-reads.ts";
 import { SlowReads } from "./slow-reads.ts";
 import type { WriteAges } from "./write-ages.ts";
@@ -37,6 +39,10 @@ const STATUS_EXTENTS_MAX = 1024;
 const ALIGNED_BYTES = 128 * 1024;
 /** Zeros inside a read that are worth a chunk of their own: it costs the client a header more. */
 const HOLE_BYTES_MIN = 32 * 1024;
+/** Requests of a round from which on small reads are fetched together. */
+const BATCH_MIN = 4;
+/** Bytes that the output must have free for small answers between the reads of a batch. */
+const ROOM_BESIDE_BATCH = 4096;
 /** Answers that wait together for the end of a round, at most. */
 const SEND_EARLY_BYTES = 128 * 1024;
 
@@ -48,6 +54,8 @@ interface AnswersParts {
 	readonly counters: PlaneCounters;
 	/** Called with a block that doesn't match its checksum. */
 	readonly onRotten: (block: number) => void;
+	/** Closed by {@link Answers.close}. */
+	readonly batch: ReadBatch | undefined;
 }
 
 export class Answers {
@@ -57,12 +65,15 @@ export class Answers {
 	readonly #counters: PlaneCounters;
 	readonly #onRotten: (block: number) => void;
 	readonly #slowReads: SlowReads;
+	/** Undefined on hosts without io_uring. */
+	readonly #batch: ReadBatch | undefined;
 	/** Where the blocks of small reads that aren't aligned to blocks are read to. */
 	readonly #aligned: Pinned = sys.pin(ALIGNED_BYTES);
 	/** Whom the answer that is being made goes to; the same object for each. */
 	readonly #to = { cookieHigh: 0, cookieLow: 0, offsetHigh: 0, offsetLow: 0 };
 
-	constructor({ log, ages, jobs, flushes, counters, onRotten }: AnswersParts) {
+	constructor({ log, ages, jobs, flushes, counters, onRotten, batch }: AnswersParts) {
+		this.#batch = batch;
 		this.#log = log;
 		this.#ages = ages;
 		this.#flushes = flushes;
@@ -83,17 +94,21 @@ export class Answers {
 			const offset = to.offsetHigh * 0x1_0000_0000 + to.offsetLow;
 			switch (pending.kind[i]!) {
 				case PENDING_DONE:
+					if (client.output.free < ROOM_BESIDE_BATCH) this.#completeBatch(client);
 					putDone(client, to);
 					break;
 				case PENDING_READ:
+					if (pending.count >= BATCH_MIN && this.#takeIntoBatch(client, to, offset, pending.length[i]!)) break;
 					this.#answerRead(client, to, offset, pending.length[i]!, pending.flags[i]!);
 					// What is sent at once is still in the processor's cache, and the client can begin with it.
 					if (client.output.length >= SEND_EARLY_BYTES) client.send();
 					break;
 				case PENDING_STATUS:
+					this.#completeBatch(client);
 					this.#answerStatus(client, to, offset, pending.length[i]!, pending.flags[i]!, pending.contexts[i]!);
 					break;
 				case PENDING_ERROR:
+					if (client.output.free < ROOM_BESIDE_BATCH) this.#completeBatch(client);
 					putError(client, to, pending.length[i]!);
 					break;
 				case PENDING_FLUSH:
@@ -102,7 +117,41 @@ export class Answers {
 			}
 		}
 		pending.count = 0;
+		this.#completeBatch(client);
 		client.send();
+	}
+
+	/** Nothing may be under way. */
+	close(): void {
+		this.#batch?.close();
+	}
+
+	/** True where a small read waits for others of its round. */
+	#takeIntoBatch(client: Connection, to: ReplyTo, offset: number, length: number): boolean {
+		const batch = this.#batch;
+		const isSmall = ((offset | length) & (BLOCK_SIZE - 1)) === 0 && length <= BATCHED_BYTES_MAX;
+		if (batch === undefined || !isSmall || !batch.take(client, to, offset, length)) {
+			this.#completeBatch(client);
+			return false;
+		}
+		this.#counters.reads++;
+		this.#counters.readBytes += length;
+		if (client.output.length < SEND_EARLY_BYTES) return true;
+		this.#completeBatch(client);
+		client.send();
+		return true;
+	}
+
+	/** Until then nothing of the client's output may be sent. */
+	#completeBatch(client: Connection): void {
+		if (this.#batch === undefined || this.#batch.isEmpty) return;
+		this.#batch.complete(client, (to, offset, length, failedAt) => {
+			if (failedAt < 0) this.#readSlowly(client, to, offset, length);
+			else {
+				this.#onRotten(failedAt / BLOCK_SIZE);
+				putError(client, to, errno.EIO, failedAt);
+			}
+		});
 	}
 
 	/** Takes a finished job: an answer may be ready now. */
@@ -133,6 +182,11 @@ export class Answers {
 				: this.#answerPart(client, to, offset, length);
 			if (outcome) return;
 		}
+		this.#readSlowly(client, to, offset, length);
+	}
+
+	/** What the page cache doesn't hold. */
+	#readSlowly(client: Connection, to: ReplyTo, offset: number, length: number): void {
 		this.#counters.slowReads++;
 		if (this.#slowReads.start(client, to.cookieHigh, to.cookieLow, offset, length)) return;
 		// No job and no memory to spare: wait here, as a thread per request would.

@@ -174,6 +174,36 @@ export class DiskReader {
 		return -1;
 	}
 
+	/** The plan is one run of a file, whose blocks are all compared with checksums of one kind. */
+	get isOnePiece(): boolean {
+		return this.count === 1 && this.#checks === 1 && this.fd[0]! >= 0;
+	}
+
+	/** Of a plan in one piece: the log that its slots are in; undefined for the second image. */
+	get pieceLog(): FirstImage | undefined {
+		return this.#checkLog[0];
+	}
+
+	/** Of a plan in one piece: its first slot, or -1. */
+	get pieceSlot(): number {
+		return this.#checkSlot[0]!;
+	}
+
+	/** `verify` for a piece that was planned a while ago: the disk's first wrong byte, or -1. */
+	verifyPiece(
+		{ log, slot, offset, length }: { log: FirstImage | undefined; slot: number; offset: number; length: number },
+		bytes: Uint8Array,
+		at: number,
+	): number {
+		const block = offset / BLOCK_SIZE;
+		for (let i = 0; i * BLOCK_SIZE < length; i++) {
+			const sum = log === undefined ? this.#sums.get(block + i) : log.sumOfSlot(slot + i);
+			const from = at + i * BLOCK_SIZE;
+			if (sum !== 0 && crc32(bytes.subarray(from, from + BLOCK_SIZE)) !== sum) return offset + i * BLOCK_SIZE;
+		}
+		return -1;
+	}
+
 	/** Fetches the planned runs into `target` at `targetAt`; false where the page cache does not hold them all. */
 	readCached(target: Pinned, targetAt: number): boolean {
 		let to = targetAt;

@@ -14,6 +14,7 @@ import { HelperPool } from "./helpers.ts";
 import { type JobQueue, UringJobs } from "./jobs.ts";
 import type { PlaneEvent, PlaneReply, PlaneRequest, WorkerSetup } from "./messages.ts";
 import { Plane } from "./plane.ts";
+import { ReadBatch } from "./read-batch.ts";
 import type { SecondReader } from "./second-reader.ts";
 import { secondReader } from "./second-readers.ts";
 import { Snapshots } from "./snapshots.ts";
@@ -60,6 +61,7 @@ function serve(setup: WorkerSetup): void {
 		sums: blockSums(sums, setup.sumsFd),
 		snapshots,
 		jobs,
+		batch: setup.helperMemory === null ? ReadBatch.open() : undefined,
 		bell: setup.bell,
 		onBell: () => {
 			for (let message = receiveMessageOnPort(port); message; message = receiveMessageOnPort(port)) {

@@ -33,6 +33,7 @@ import { type BlockSums, DiskReader, type LogFile } from "./disk-reader.ts";
 import { Flushes } from "./flushes.ts";
 import type { JobQueue } from "./jobs.ts";
 import { PollSet } from "./poll-set.ts";
+import type { ReadBatch } from "./read-batch.ts";
 import { Room } from "./room.ts";
 import type { SecondReader } from "./second-reader.ts";
 import type { Snapshots } from "./snapshots.ts";
@@ -49,6 +50,8 @@ export interface PlaneParts {
 	readonly snapshots: Snapshots;
 	/** Closed at the end of `run`. */
 	readonly jobs: JobQueue;
+	/** Fetches small reads together; undefined on hosts without io_uring. Closed at the end of `run`. */
+	readonly batch: ReadBatch | undefined;
 	readonly bell: number;
 	/** Called in the plane's thread when the bell rang for a message. */
 	readonly onBell: () => void;
@@ -106,7 +109,7 @@ export class Plane {
 		const common = { log, counters, room: this.#room, onPoisoned, onRotten };
 		this.#writes = new StagedWrites({ ...common, reader: this.#reader, viewPoints });
 		this.#flushes = new Flushes({ ...common, logFd, jobs });
-		this.#answers = new Answers({ ...common, ages, jobs, flushes: this.#flushes });
+		this.#answers = new Answers({ ...common, ages, jobs, flushes: this.#flushes, batch: parts.batch });
 	}
 
 	/** Serves until `stop`. */
@@ -115,6 +118,7 @@ export class Plane {
 			while (!this.#stopped) this.#serveRound();
 		} finally {
 			this.#awaitJobs();
+			this.#answers.close();
 			this.#clients.close();
 		}
 	}

@@ -21,10 +21,10 @@ import { LastWritten } from "../../core/cleaner/last-written.ts";
 import { touchedBlocks, wholeBlocks } from "../../core/cleaner/plan.ts";
 import { type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
-import { assert } from "../../foundations/errors.ts";
+import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
-import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition, logPosition } from "../../foundations/units.ts";
-import { type Allocated, Dropper, type Dropped, YOUNG_RUNS_MAX } from "./dropper.ts";
+import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
+import { type Allocated, type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
 import { Mover } from "./mover.ts";
 import { provenRuns } from "./proven.ts";
@@ -84,6 +84,8 @@ export interface CleanerWorld {
 	/** Milliseconds from some start; only grows. */
 	readonly now: () => number;
 	readonly rest: (milliseconds: number) => Promise<void>;
+	/** Free runs that are too young for a drop are remembered one by one up to this many; as many as are sensible where not given. */
+	readonly youngRunsMax?: number;
 }
 
 const realWorld: CleanerWorld = {
@@ -135,6 +137,8 @@ export class Cleaner {
 	readonly #quarantine: Quarantine;
 	readonly #lastWritten: LastWritten;
 	readonly #firstSeen = new Map<number, number>();
+	/** Segments from which all was moved; those that the quarantine holds stay, and nothing more is to be done there until then. */
+	readonly #emptied = new Set<number>();
 	/** Per volume: free blocks that were too young when they were last looked at, and where others lie. */
 	readonly #young = new Map<ServedVolume, Pick<Dropped, "young" | "rest">>();
 	readonly counters: CleanerCounters = {
@@ -175,6 +179,7 @@ export class Cleaner {
 		this.#fold = new Fold(plane, writer, this.#dropper, lastWritten);
 		this.#quarantine = new Quarantine(plane, quarantineMs, world.now);
 		this.#dropper.quarantined = quarantineMs > 0;
+		if (world.youngRunsMax !== undefined) this.#dropper.youngRunsMax = world.youngRunsMax;
 	}
 
 	volumes(): VolumeStatus[] {
@@ -194,10 +199,15 @@ export class Cleaner {
 		this.counters.rounds++;
 		await this.#measureGuest();
 		await this.#quarantine.hold(EAGER_SHARE);
-		await this.#judge((verdict) => this.#act(verdict));
-		await this.#moveSettled(options);
-		await this.#foldSettled();
-		await this.#free(options.everything === true);
+		try {
+			await this.#judge((verdict) => this.#act(verdict));
+			await this.#moveSettled(options);
+			await this.#foldSettled();
+			await this.#free(options.everything === true);
+		} catch (error) {
+			if (isVmsweepError(error, "NO_SPACE")) this.#quarantine.giveWay();
+			throw error;
+		}
 		return progressOf(this.counters) - before;
 	}
 
@@ -224,7 +234,7 @@ export class Cleaner {
 	/** Leaves what a verdict lets go to the next round. */
 	#rememberVerdict({ volume, state }: Verdict): void {
 		if (state.kind !== "ready") return;
-		const waiting = new BoundedRuns(YOUNG_RUNS_MAX);
+		const waiting = new BoundedRuns(this.#dropper.youngRunsMax);
 		for (const { block, count } of this.#candidates(volume, state.changed)) waiting.append(block, count);
 		this.#young.set(volume, { young: waiting.list, rest: waiting.rest });
 	}
@@ -304,6 +314,7 @@ export class Cleaner {
 			);
 			this.#remember(sealed);
 			const due = sealed
+				.filter(({ isHeld, sequence }) => !(isHeld && this.#emptied.has(sequence)))
 				.slice(0, SEGMENTS_PER_ROUND)
 				.filter((segment) => urgent || everything || this.#isDue(segment, status));
 			if (due.length === 0) return;
@@ -316,6 +327,7 @@ export class Cleaner {
 				const through = zeroedBlocks > 0 ? (await plane.ask("status")).guestEntries : segment.endGuestEntries;
 				this.#changedThrough = Math.max(this.#changedThrough, through);
 				this.counters.movedBytes += movedBytes;
+				if (keptBlocks === 0) this.#emptied.add(segment.sequence);
 				// Later segments can't be freed before this one.
 				if (keptBlocks > 0) break;
 			}
@@ -338,6 +350,7 @@ export class Cleaner {
 		const now = this.#world.now();
 		const known = new Set(sealed.map(({ sequence }) => sequence));
 		for (const sequence of this.#firstSeen.keys()) if (!known.has(sequence)) this.#firstSeen.delete(sequence);
+		for (const sequence of this.#emptied) if (!known.has(sequence)) this.#emptied.delete(sequence);
 		for (const { sequence } of sealed) if (!this.#firstSeen.has(sequence)) this.#firstSeen.set(sequence, now);
 	}
 
@@ -397,8 +410,7 @@ export class Cleaner {
 		const isWorthIt = ({ guestEntries }: ViewHandle): boolean =>
 			guestEntries >= this.#changedThrough && guestEntries > this.#foldedAt;
 		const point = this.#point;
-		if (point !== undefined && isWorthIt(point.view))
-			return { view: point.view, unused: this.#youngIn(point.volume) };
+		if (point !== undefined && isWorthIt(point.view)) return { view: point.view, unused: this.#youngIn(point.volume) };
 		await this.#forgetPoint();
 		if (now - this.#rest.since < SETTLE_MS || this.#rest.guestEntries <= this.#foldedAt) return undefined;
 		return { view: await this.#disk.plane.ask("takeView"), unused: [] };
@@ -431,8 +443,7 @@ export class Cleaner {
 	/** Gives up blocks that the guest map of a resting disk proves unused, where they still are as `view` shows them. Returns how many. */
 	async giveUp(runs: readonly BlockRun[], view: ViewHandle): Promise<number> {
 		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
-		const { droppedBytes } = await this.#dropper.dropAsIn(view, runs, logPosition(Number.MAX_SAFE_INTEGER));
-		return droppedBytes / BLOCK_SIZE;
+		return (await this.#dropper.giveUp(view, runs)) / BLOCK_SIZE;
 	}
 
 	// ---- Freeing ------------------------------------------------------------------------------------------

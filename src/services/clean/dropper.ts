@@ -22,7 +22,7 @@ const RUNS_PER_CALL = 4096;
 /** Blocks looked up in one call: 256 MiB of the disk. */
 const LOCATED_AT_ONCE = 65_536;
 /** Young runs that are remembered one by one: bounds memory, however a file system's free blocks lie. */
-export const YOUNG_RUNS_MAX = 1 << 18;
+const YOUNG_RUNS_MAX = 1 << 18;
 
 /** Tells which parts of the disk hold something in the second image. */
 export type Allocated = HeldParts;
@@ -44,6 +44,7 @@ export class Dropper {
 	readonly #allocated: Allocated;
 	/** Dropped blocks may be wanted back: they are punched later, with their segment. */
 	quarantined = false;
+	youngRunsMax = YOUNG_RUNS_MAX;
 
 	/** @param allocated which parts of the second image take space; by default it is asked itself */
 	constructor(
@@ -68,17 +69,32 @@ export class Dropper {
 	async drop(free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
 		const view = await this.#plane.ask("takeView");
 		try {
-			return await this.dropAsIn(view, free, settledBefore);
+			await this.#makeDurable(view);
+			return await this.#dropIn(view, free, settledBefore);
 		} finally {
 			await this.#plane.ask("releaseView", view.id);
 		}
 	}
 
-	/** The same of blocks that are still as `view` shows them, of which their last writes are judged. */
-	async dropAsIn(view: ViewHandle, free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
+	/**
+	 * Drops blocks that nothing uses in `view`, where they still are as it shows them: also what the second image has lost, and
+	 * which its checksum wouldn't let be zeros. Returns the bytes.
+	 */
+	async giveUp(view: ViewHandle, runs: readonly BlockRun[]): Promise<number> {
+		await this.#makeDurable(view);
+		let droppedBytes = 0;
+		for (let from = 0; from < runs.length; from += RUNS_PER_CALL)
+			droppedBytes += await this.#apply(view, runs.slice(from, from + RUNS_PER_CALL));
+		return droppedBytes;
+	}
+
+	async #makeDurable(view: ViewHandle): Promise<void> {
 		await this.#plane.ask("flush");
 		assert(await this.#plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
-		const young = new BoundedRuns(YOUNG_RUNS_MAX);
+	}
+
+	async #dropIn(view: ViewHandle, free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
+		const young = new BoundedRuns(this.youngRunsMax);
 		let droppedBytes = 0;
 		let batch: BlockRun[] = [];
 		for (const run of free)

@@ -11,7 +11,7 @@
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import { LIVE } from "../../adapters/plane/connection.ts";
 import { wholeBlocks } from "../../core/cleaner/plan.ts";
-import { type BlockRun, joinRuns, subtract } from "../../core/cleaner/runs.ts";
+import type { BlockRun } from "../../core/cleaner/runs.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 import type { ServedVolume } from "./volumes.ts";
 
@@ -19,29 +19,31 @@ import type { ServedVolume } from "./volumes.ts";
 const RUNS_MAX = 1 << 20;
 
 /** What is proven by the volumes' latest verdicts. */
-export function provenRuns(volumes: readonly ServedVolume[]): Liveness {
-	const triples: [block: number, count: number, writtenBefore: number][] = [];
-	for (const volume of volumes) {
-		const { live, verdict } = volume;
-		if (live === undefined || verdict?.kind !== "ready") continue;
-		const whole = wholeBlocks({ start: byteOffset(0), length: byteCount(volume.length) }, volume.start);
-		if (whole === undefined) continue;
-		const free = freeBlocks(volume);
-		// After a clean unmount every free block of the view is settled, but none that was written since.
-		const writtenBefore = Math.min(verdict.settled, verdict.position);
-		for (const { block, count } of free) triples.push([block, count, writtenBefore]);
-		for (const { block, count } of subtract(whole, free)) triples.push([block, count, LIVE]);
-	}
-	triples.sort(([a], [b]) => a - b);
-	return { runs: Float64Array.from(triples.slice(0, RUNS_MAX).flat()) };
+export function provenRuns(volumes: readonly ServedVolume[], runsMax = RUNS_MAX): Liveness {
+	const runs: number[] = [];
+	for (const volume of volumes.toSorted((a, b) => a.start - b.start))
+		for (const { block, count, writtenBefore } of provenIn(volume)) {
+			if (runs.length === runsMax * 3) return { runs: Float64Array.from(runs) };
+			runs.push(block, count, writtenBefore);
+		}
+	return { runs: Float64Array.from(runs) };
 }
 
-/** The whole blocks that are free in a volume as last judged. */
-function freeBlocks(volume: ServedVolume): BlockRun[] {
-	const runs: BlockRun[] = [];
-	for (const range of volume.live!.freeRuns(byteOffset(0), byteOffset(volume.length))) {
-		const run = wholeBlocks(range, volume.start);
-		if (run !== undefined) runs.push(run);
+/** What is proven of a volume's whole blocks, in order, found as it is walked. */
+function* provenIn({ live, verdict, start, length }: ServedVolume): Generator<BlockRun & { writtenBefore: number }> {
+	if (live === undefined || verdict?.kind !== "ready") return;
+	const whole = wholeBlocks({ start: byteOffset(0), length: byteCount(length) }, start);
+	if (whole === undefined) return;
+	// After a clean unmount every free block of the view is settled, but none that was written since.
+	const writtenBefore = Math.min(verdict.settled, verdict.position);
+	let next = whole.block;
+	for (const range of live.freeRuns(byteOffset(0), byteOffset(length))) {
+		const free = wholeBlocks(range, start);
+		if (free === undefined) continue;
+		if (free.block > next) yield { block: next, count: free.block - next, writtenBefore: LIVE };
+		yield { ...free, writtenBefore };
+		next = free.block + free.count;
 	}
-	return joinRuns(runs);
+	const end = whole.block + whole.count;
+	if (next < end) yield { block: next, count: end - next, writtenBefore: LIVE };
 }

@@ -3,7 +3,7 @@
 //
 //   time ─► marks (when, position) ─► hold the log from the newest mark that is older than the window
 //
-// Space goes first: where the log fills up, nothing is held. After a restart nobody knows when the log's content was
+// Space goes first: where the log or the host fills up, nothing is held. After a restart nobody knows when the log's content was
 // written, so the window begins anew.
 
 import type { PlanePort } from "../../adapters/plane/messages.ts";
@@ -18,6 +18,7 @@ export class Quarantine {
 	readonly #now: () => number;
 	readonly #marks: { readonly at: number; readonly position: LogPosition }[];
 	#held: LogPosition | null | undefined;
+	#isInTheWay = false;
 
 	/** @param windowMs 0 for no quarantine */
 	constructor(plane: PlanePort, windowMs: number, now: () => number) {
@@ -27,16 +28,23 @@ export class Quarantine {
 		this.#marks = [{ at: now(), position: logPosition(0) }];
 	}
 
-	/** Holds what is inside the window, or nothing where the log is fuller than `share` of its limit. */
+	/** The host had no space for what the cleaner wanted to write: nothing is held the next time. */
+	giveWay(): void {
+		this.#isInTheWay = true;
+	}
+
+	/** Holds what is inside the window, or nothing where the log is fuller than `share` of its limit, or the host is full. */
 	async hold(share: number): Promise<void> {
 		if (this.#windowMs === 0) return;
-		const { position, usedBytes, limitBytes } = await this.#plane.ask("status");
+		const { position, usedBytes, limitBytes, hostIsFull } = await this.#plane.ask("status");
 		const now = this.#now();
 		if (now - this.#marks.at(-1)!.at >= MARK_MS) this.#marks.push({ at: now, position });
 		// The first mark is always the newest that is older than the window, or the start.
 		while (this.#marks.length > 1 && now - this.#marks[1]!.at >= this.#windowMs) this.#marks.shift();
 		const from = this.#marks[0]!.position;
-		const wanted = usedBytes > share * limitBytes ? null : from;
+		const mustYield = hostIsFull || this.#isInTheWay || usedBytes > share * limitBytes;
+		this.#isInTheWay = false;
+		const wanted = mustYield ? null : from;
 		if (wanted === this.#held) return;
 		await this.#plane.ask("hold", wanted);
 		this.#held = wanted;
