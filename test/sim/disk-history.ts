@@ -958,8 +958,9 @@ export class DiskHistory {
 		if (this.#cleaning || !oldest?.complete) return;
 		this.#cleaning = true;
 		this.#live.spawn(async () => {
-			await this.#port.ask("removeSnapshot", oldest.name);
+			// First, so that nobody looks at it between the data plane's answer and here.
 			this.#snapshots.shift();
+			await this.#port.ask("removeSnapshot", oldest.name);
 			this.#cleaning = false;
 		});
 	}
