@@ -7,15 +7,8 @@
 // Runs beside the VM: it takes turns with the cleaner, and no more bytes per second than it is allowed.
 
 import type { SecondImage } from "../adapters/images/second-image.ts";
-import {
-	IN_NONE,
-	IN_NOTHING,
-	IN_SECOND,
-	IN_ZEROS,
-	LOCATED_STRIDE,
-	type PlanePort,
-	SNAPSHOT_STRIDE,
-} from "../adapters/plane/messages.ts";
+import { type LocatedRun, type SnapshotRun, unpackLocated, unpackSnapshotRuns } from "../adapters/plane/located.ts";
+import { IN_NONE, IN_NOTHING, IN_SECOND, IN_ZEROS, type PlanePort } from "../adapters/plane/messages.ts";
 import { type BlockRun, intersect, piecesOf, unpackRuns } from "../core/cleaner/runs.ts";
 import { ABSENT } from "../core/log/first-image.ts";
 import { isVmsweepError } from "../foundations/errors.ts";
@@ -59,12 +52,6 @@ export interface ScrubParts {
 	readonly snapshots: readonly { readonly name: string; readonly size: number }[];
 	/** Runs work while nothing is moved. */
 	readonly exclusive: <T>(work: () => Promise<T>) => Promise<T>;
-}
-
-/** Blocks of a snapshot: a byte of a file, or one of IN_…. */
-interface PlacedBlocks extends BlockRun {
-	readonly fd: number;
-	readonly at: number;
 }
 
 export interface ScrubOptions extends LongRunning {
@@ -166,15 +153,11 @@ class Scrubber {
 	}
 
 	/** Where blocks of the disk are now. */
-	async #locate(block: number, count: number): Promise<(BlockRun & { readonly value: number })[]> {
+	async #locate(block: number, count: number): Promise<LocatedRun[]> {
 		const { plane } = this.#parts;
 		const view = await plane.ask("takeView");
 		try {
-			const located = await plane.ask("locate", { view: view.id, block, count });
-			return Array.from({ length: located.length / LOCATED_STRIDE }, (_, i) => {
-				const [start, length, value] = located.subarray(i * LOCATED_STRIDE);
-				return { block: start!, count: length!, value: value! };
-			});
+			return unpackLocated(await plane.ask("locate", { view: view.id, block, count }));
 		} finally {
 			await plane.ask("releaseView", view.id);
 		}
@@ -209,15 +192,10 @@ class Scrubber {
 	}
 
 	/** Nothing where the snapshot is gone. */
-	async #placesIn(name: string, { block, count }: BlockRun): Promise<PlacedBlocks[]> {
+	async #placesIn(name: string, { block, count }: BlockRun): Promise<SnapshotRun[]> {
 		const { plane } = this.#parts;
-		const ask = async (own: boolean): Promise<PlacedBlocks[]> => {
-			const runs = await plane.ask("locateInSnapshot", { name, block, count, own });
-			return Array.from({ length: runs.length / SNAPSHOT_STRIDE }, (_, i) => {
-				const [start, length, fd, at] = runs.subarray(i * SNAPSHOT_STRIDE);
-				return { block: start!, count: length!, fd: fd!, at: at! };
-			});
-		};
+		const ask = async (own: boolean): Promise<SnapshotRun[]> =>
+			unpackSnapshotRuns(await plane.ask("locateInSnapshot", { name, block, count, own }));
 		try {
 			const kept = (await ask(true)).filter(({ fd }) => fd !== IN_NONE && fd !== IN_ZEROS);
 			const inSecond = (await ask(false)).filter(({ fd }) => fd === IN_SECOND);

@@ -13,16 +13,10 @@ import { join } from "node:path";
 import { removeRecord, syncDirectory, writeRecord } from "../adapters/images/durable-json.ts";
 import { ioError } from "../adapters/images/write-run.ts";
 import { OsHostFile } from "../adapters/os/host-file.ts";
-import {
-	IN_NONE,
-	IN_NOTHING,
-	IN_ZEROS,
-	type PlanePort,
-	SNAPSHOT_STRIDE,
-	type ViewHandle,
-} from "../adapters/plane/messages.ts";
+import { unpackSnapshotRuns } from "../adapters/plane/located.ts";
+import { IN_NONE, IN_NOTHING, IN_ZEROS, type PlanePort, type ViewHandle } from "../adapters/plane/messages.ts";
 import type { SnapshotSetup } from "../adapters/plane/snapshots.ts";
-import { type BlockRun, packRuns, unpackRuns } from "../core/cleaner/runs.ts";
+import { packRuns, piecesOf, unpackRuns } from "../core/cleaner/runs.ts";
 import { formatFirstImage } from "../core/log/first-image.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount } from "../foundations/units.ts";
@@ -309,12 +303,10 @@ export class DiskSnapshots implements AsyncDisposable {
 		plane: PlanePort,
 	): Promise<void> {
 		const kept = await plane.ask("locateInSnapshot", { name: from.name, block: first, count: blocks, own: true });
-		for (let i = 0; i < kept.length; i += SNAPSHOT_STRIDE) {
-			const [start, length, fd, at] = kept.subarray(i);
+		for (const { fd, at, ...run } of unpackSnapshotRuns(kept)) {
 			if (fd === IN_NONE) continue;
-			const run = { block: start!, count: length! };
 			const missing = unpackRuns(await plane.ask("notKept", { name: to.name, runs: packRuns([run]) }));
-			for (const { block, count } of missing.flatMap((each) => [...piecesOf(each)])) {
+			for (const { block, count } of missing.flatMap((each) => [...piecesOf(each, MERGED_AT_ONCE)])) {
 				const none = new Float64Array(0);
 				const runs = packRuns([{ block, count }]);
 				if (fd === IN_NOTHING)
@@ -327,7 +319,7 @@ export class DiskSnapshots implements AsyncDisposable {
 					await plane.ask("keep", { name: to.name, runs: none, bytes: new Uint8Array(0), zeros: runs });
 				else {
 					const bytes = new Uint8Array(count * BLOCK_SIZE);
-					await readFully(fd!, at! + (block - start!) * BLOCK_SIZE, bytes);
+					await readFully(fd, at + (block - run.block) * BLOCK_SIZE, bytes);
 					verifyBlocks(bytes, block, await plane.ask("snapshotSums", { name: from.name, block, count }));
 					await plane.ask("keep", { name: to.name, runs, bytes, zeros: none });
 				}
@@ -396,8 +388,3 @@ async function createLog(directory: string, name: string, { uuid, size }: Snapsh
 
 /** Smaller than a disk's: many snapshots keep little. */
 const SEGMENT_BYTES = 1024 * 1024;
-
-function* piecesOf({ block, count }: BlockRun): Generator<BlockRun> {
-	for (let from = 0; from < count; from += MERGED_AT_ONCE)
-		yield { block: block + from, count: Math.min(MERGED_AT_ONCE, count - from) };
-}

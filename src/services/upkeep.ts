@@ -4,13 +4,14 @@
 
 import type { PlanePort, ViewHandle } from "../adapters/plane/messages.ts";
 import { type LiveRun, partOf, unpackLiveRuns } from "../core/cleaner/plan.ts";
-import { blocksIn, joinRuns } from "../core/cleaner/runs.ts";
+import { blocksIn, joinRuns, piecesOf } from "../core/cleaner/runs.ts";
 import { ABSENT } from "../core/log/first-image.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { GuestMap } from "../foundations/guest-map.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount } from "../foundations/units.ts";
 import { type CheckReport, checkReport, placesOf, type RottenPlace, repairable } from "./check.ts";
 import type { Cleaner } from "./clean/cleaner.ts";
+import { heldBlocks } from "./clean/held-blocks.ts";
 import type { DiskDirectory } from "./disk-directory.ts";
 import { readGuestMap } from "./guest-map.ts";
 import { checkNewSize, checkTailUnused, notesAfterShrinking } from "./resize.ts";
@@ -128,9 +129,8 @@ export class Upkeep {
 			let back = 0;
 			let rotten = 0;
 			for (const run of runs)
-				for (let from = 0; from < run.count; from += UNDONE_AT_ONCE) {
-					const count = Math.min(UNDONE_AT_ONCE, run.count - from);
-					const piece = await this.#restore(partOfDropped(run, from, count));
+				for (const { block, count } of piecesOf(run, UNDONE_AT_ONCE)) {
+					const piece = await this.#restore(partOfDropped(run, block, count));
 					back += piece.back;
 					rotten += piece.rotten;
 					done += count * BLOCK_SIZE;
@@ -152,19 +152,12 @@ export class Upkeep {
 		const dropped = unpackLiveRuns(await plane.ask("undoable"));
 		const there: LiveRun[] = [];
 		for (const run of dropped) {
-			const { block, count, slot } = run;
-			if (slot !== ABSENT) {
+			if (run.slot !== ABSENT) {
 				there.push(run);
 				continue;
 			}
-			let next = block;
-			const end = Math.min((block + count) * BLOCK_SIZE, directory.second.size);
-			for await (const held of directory.second.held.within(block * BLOCK_SIZE, end)) {
-				// A block may hold several parts.
-				const first = Math.max(next, Math.floor(held.start / BLOCK_SIZE));
-				next = Math.ceil(held.end / BLOCK_SIZE);
-				if (next > first) there.push({ ...run, block: first, count: next - first });
-			}
+			const { second } = directory;
+			for await (const held of heldBlocks(second.held, second.size, run)) there.push({ ...run, ...held });
 		}
 		return there;
 	}
@@ -179,7 +172,7 @@ export class Upkeep {
 			if (count === 1) return { back: 0, rotten: 1 };
 			const sum = { back: 0, rotten: 0 };
 			for (let i = 0; i < count; i++) {
-				const { back, rotten } = await this.#restore(partOfDropped(run, i, 1));
+				const { back, rotten } = await this.#restore(partOfDropped(run, block + i, 1));
 				sum.back += back;
 				sum.rotten += rotten;
 			}
@@ -279,8 +272,8 @@ export class Upkeep {
 }
 
 /** Blocks of the second image have no slot that counts on. */
-const partOfDropped = (run: LiveRun, from: number, count: number): LiveRun =>
-	run.slot === ABSENT ? { ...run, block: run.block + from, count } : partOf(run, run.block + from, count);
+const partOfDropped = (run: LiveRun, block: number, count: number): LiveRun =>
+	run.slot === ABSENT ? { ...run, block, count } : partOf(run, block, count);
 
 const nothingToCheck = { notes: [], guestEntries: undefined };
 const nothingRepaired = { blocks: 0, lines: [], records: false };

@@ -4,14 +4,8 @@
 // reading metadata never occupies the data plane. The view holds its segments, and the second image is changed
 // only by the cleaner, which is who reads here: so what is read is that instant, however long it takes.
 
-import {
-	IN_NOTHING,
-	IN_SECOND,
-	IN_ZEROS,
-	LOCATED_STRIDE,
-	type PlanePort,
-	SNAPSHOT_STRIDE,
-} from "../adapters/plane/messages.ts";
+import { type SnapshotRun, unpackLocated, unpackSnapshotRuns } from "../adapters/plane/located.ts";
+import { IN_NOTHING, IN_SECOND, IN_ZEROS, type PlanePort } from "../adapters/plane/messages.ts";
 import { ABSENT, ZERO } from "../core/log/first-image.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { type ByteSource, checkRange } from "../foundations/source.ts";
@@ -20,14 +14,6 @@ import { readFully, verifyBlocks } from "./verified-read.ts";
 
 /** Fills all of `into` from byte `at` of an open file. Throws IO. */
 export type ReadAll = typeof readFully;
-
-/** Where a run of blocks is: a byte of a file, the second image, or nowhere (zeros). */
-interface PlacedBlocks {
-	readonly block: number;
-	readonly count: number;
-	readonly fd: number;
-	readonly at: number;
-}
 
 /** Reads a view that `plane` handed out; the caller releases the view afterwards. */
 export const viewSource = (
@@ -43,11 +29,10 @@ export const viewSource = (
 		second,
 		readAll,
 		async (block, count) => {
-			const runs = await plane.ask("locate", { view, block, count });
-			return Array.from({ length: runs.length / LOCATED_STRIDE }, (_, i) => {
-				const [start, length, value, at] = runs.subarray(i * LOCATED_STRIDE);
+			const runs = unpackLocated(await plane.ask("locate", { view, block, count }));
+			return runs.map(({ value, ...run }) => {
 				const fd = value === ZERO ? IN_ZEROS : value === ABSENT ? IN_SECOND : firstFd;
-				return { block: start!, count: length!, fd, at: at! };
+				return { ...run, fd };
 			});
 		},
 		(block, count) => plane.ask("sums", { view, block, count }),
@@ -65,13 +50,7 @@ export const snapshotSource = (
 		size,
 		second,
 		readAll,
-		async (block, count) => {
-			const runs = await plane.ask("locateInSnapshot", { name, block, count, own: false });
-			return Array.from({ length: runs.length / SNAPSHOT_STRIDE }, (_, i) => {
-				const [start, length, fd, at] = runs.subarray(i * SNAPSHOT_STRIDE);
-				return { block: start!, count: length!, fd: fd!, at: at! };
-			});
-		},
+		async (block, count) => unpackSnapshotRuns(await plane.ask("locateInSnapshot", { name, block, count, own: false })),
 		(block, count) => plane.ask("snapshotSums", { name, block, count }),
 	);
 
@@ -80,7 +59,7 @@ function blockSource(
 	size: ByteCount,
 	second: ByteSource,
 	readAll: ReadAll,
-	locate: (block: number, count: number) => Promise<readonly PlacedBlocks[]>,
+	locate: (block: number, count: number) => Promise<readonly SnapshotRun[]>,
 	sumsOf: (block: number, count: number) => Promise<Uint32Array>,
 ): ByteSource {
 	return {

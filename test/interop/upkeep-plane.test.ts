@@ -2,7 +2,7 @@
 // storage that loses what it was given.
 
 import assert from "node:assert/strict";
-import { open, truncate, writeFile } from "node:fs/promises";
+import { truncate, writeFile } from "node:fs/promises";
 import { test } from "node:test";
 import type { PlaneCall, PlanePort } from "../../src/adapters/plane/messages.ts";
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
@@ -15,6 +15,7 @@ import { SecondWriter } from "../../src/services/clean/second-writer.ts";
 import type { ServedVolume } from "../../src/services/clean/volumes.ts";
 import { Upkeep } from "../../src/services/upkeep.ts";
 import { snapshotSource, viewSource } from "../../src/services/view-source.ts";
+import { flip } from "../support/bit-rot.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { NbdClient } from "../support/nbd-client.ts";
 import { EXPORT, type PlaneServer, startPlane } from "../support/plane-server.ts";
@@ -108,14 +109,6 @@ async function drop({ plane }: PlaneServer, cleaner: Cleaner, run: BlockRun): Pr
 	const view = await plane.ask("takeView");
 	assert.equal(await cleaner.giveUp([run], view), run.count);
 	await plane.ask("releaseView", view.id);
-}
-
-async function flip(path: string, at: number): Promise<void> {
-	await using file = await open(path, "r+");
-	const byte = Buffer.alloc(1);
-	await file.read(byte, 0, 1, at);
-	byte[0]! ^= 0x10;
-	await file.write(byte, 0, 1, at);
 }
 
 const random = (seed: number, length: number): Buffer => Buffer.from(seededRandom(seed).bytes(length));

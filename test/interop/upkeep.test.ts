@@ -1,10 +1,11 @@
 // undo, check, resize and attach --second-only, as operators call them, on file systems of the host's kernel.
 
 import assert from "node:assert/strict";
-import { open, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { test } from "node:test";
 import type { CheckReport } from "../../src/services/check.ts";
 import type { RestingDiskStatus } from "../../src/services/control-at-rest.ts";
+import { flip } from "../support/bit-rot.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/folders.ts";
 import { hashBytes, hashFile, hashTree } from "../support/hashes.ts";
 import { LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
@@ -30,15 +31,6 @@ async function placeOf(path: string, bytes: Buffer): Promise<number> {
 	const found = (await readFile(path)).indexOf(bytes);
 	assert.ok(found >= 0, `${path} doesn't hold these bytes`);
 	return found;
-}
-
-async function flip(path: string, at: number): Promise<void> {
-	await using file = await open(path, "r+");
-	const byte = Buffer.alloc(1);
-	await file.read(byte, 0, 1, at);
-	byte[0]! ^= 0x10;
-	await file.write(byte, 0, 1, at);
-	await file.sync();
 }
 
 /** Mounts a served disk for `work`; cleanly unmounted and let go of afterwards. */

@@ -34,7 +34,7 @@ import { Model } from "./model.ts";
 import { checkQcow2 } from "./qcow2-checker.ts";
 import { Random } from "./random.ts";
 import { type Chooser, Scheduler } from "./scheduler.ts";
-import { PowerCut, pinned, SimFile, World } from "./sim-file.ts";
+import { PowerCut, pinned, SimFile, unitsOf, World } from "./sim-file.ts";
 import { SimPlane } from "./sim-plane.ts";
 import { allocatedIn, DISK_BLOCKS_MAX, openSimQcow2, openSimSecond } from "./sim-second.ts";
 import { qcow2Block, tinyQcow2 } from "./tiny-qcow2.ts";
@@ -1106,18 +1106,6 @@ const openLog = (
 		safeguards,
 		viewsAtEntries,
 	});
-
-/** What a cut keeps or drops together where subsets are enumerated: the first sector of each 4 KiB, and its other seven. */
-function unitsOf(sectors: readonly number[]): number[][] {
-	const units = new Map<number, number[]>();
-	for (const sector of sectors) {
-		const unit = Math.floor(sector / 8) * 2 + (sector % 8 === 0 ? 0 : 1);
-		const others = units.get(unit);
-		if (others) others.push(sector);
-		else units.set(unit, [sector]);
-	}
-	return [...units.values()];
-}
 
 /** What reads see of a block, whatever else goes wrong. */
 const valueAt = (file: SimFile, at: number): number => valueIn(blockAt(file, at));

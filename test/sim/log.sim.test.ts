@@ -8,6 +8,7 @@ import type { Safeguards } from "../../src/core/log/state.ts";
 import { ALL_SAFEGUARDS } from "../../src/core/log/state.ts";
 import type { Tally } from "./history.ts";
 import { emptyTally, History } from "./history.ts";
+import { unitsOf } from "./sim-file.ts";
 
 const runs = Number(process.env.VMSWEEP_SIM_RUNS ?? 1500);
 const firstSeed = Number(process.env.VMSWEEP_SIM_SEED ?? 1);
@@ -71,17 +72,6 @@ function checkEverySubset(history: History, where: string): number {
 			assert.fail(`${where}, subset ${subset} of ${units.length} units: ${explained.problem}`);
 	}
 	return subsets;
-}
-
-function unitsOf(sectors: readonly number[]): number[][] {
-	const units = new Map<number, number[]>();
-	for (const sector of sectors) {
-		const unit = Math.floor(sector / 8) * 2 + (sector % 8 === 0 ? 0 : 1);
-		const others = units.get(unit);
-		if (others) others.push(sector);
-		else units.set(unit, [sector]);
-	}
-	return [...units.values()];
 }
 
 const variants: { name: string; off: keyof Safeguards }[] = [

@@ -370,3 +370,15 @@ function grown(array: Uint8Array<ArrayBuffer>, length: number): Uint8Array<Array
 	larger.set(array);
 	return larger;
 }
+
+/** What a cut keeps or drops together where subsets are enumerated: the first sector of each 4 KiB, and its other seven. */
+export function unitsOf(sectors: readonly number[]): number[][] {
+	const units = new Map<number, number[]>();
+	for (const sector of sectors) {
+		const unit = Math.floor(sector / 8) * 2 + (sector % 8 === 0 ? 0 : 1);
+		const others = units.get(unit);
+		if (others) others.push(sector);
+		else units.set(unit, [sector]);
+	}
+	return [...units.values()];
+}

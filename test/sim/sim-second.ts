@@ -13,11 +13,11 @@ import type { Opening } from "../../src/adapters/images/opening.ts";
 import { SpaceReturner } from "../../src/adapters/images/punch.ts";
 import { openQcow2Second, type Qcow2SecondImage } from "../../src/adapters/images/qcow2-second.ts";
 import { RawImage } from "../../src/adapters/images/raw-image.ts";
+import type { HeldParts } from "../../src/adapters/images/second-image.ts";
 import type { DataRun } from "../../src/adapters/os/data-runs.ts";
 import * as sys from "../../src/adapters/os/syscalls.ts";
 import { isVmsweepError } from "../../src/foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../src/foundations/units.ts";
-import type { Allocated } from "../../src/services/clean/dropper.ts";
 import type { Scheduler } from "./scheduler.ts";
 import type { SimFile, World } from "./sim-file.ts";
 
@@ -164,7 +164,7 @@ export async function openSimQcow2(
 }
 
 /** Blocks with content take space, others don't. */
-export const allocatedIn = (file: SimFile): Allocated => ({
+export const allocatedIn = (file: SimFile): HeldParts => ({
 	*within(from: number, to: number): Generator<DataRun> {
 		for (let at = from - (from % BLOCK_SIZE); at < to; at += BLOCK_SIZE)
 			if (!file.isZero(at, BLOCK_SIZE)) yield { start: Math.max(at, from), end: Math.min(at + BLOCK_SIZE, to) };

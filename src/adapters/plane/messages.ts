@@ -93,7 +93,7 @@ export interface PlaneCalls {
 	lose: { input: { name: string; block: number }; output: undefined };
 	/** Clients that read a snapshot. */
 	snapshotReaders: { input: string; output: number };
-	/** Where a snapshot's blocks are, in order: [block, count, where, byte in the file]…; see SNAPSHOT_STRIDE. */
+	/** Where a snapshot's blocks are, in order: [block, count, where, byte in the file]…; see located.ts. */
 	locateInSnapshot: { input: { name: string; block: number; count: number; own: boolean }; output: Float64Array };
 	/** Checksums of a snapshot's blocks, one per block; 0 where nothing is known. */
 	snapshotSums: { input: { name: string; block: number; count: number }; output: Uint32Array };
@@ -121,7 +121,7 @@ export interface PlaneCalls {
 	releaseView: { input: number; output: undefined };
 	/** True where every write that the view shows is durable. */
 	isDurable: { input: number; output: boolean };
-	/** Where the blocks of a view are, in order: [block, count, value, file offset, log position]…; see LOCATED_STRIDE. */
+	/** Where the blocks of a view are, in order: [block, count, value, file offset, log position]…; see located.ts. */
 	locate: { input: { view: number; block: number; count: number }; output: Float64Array };
 	/** The same for blocks of which the log has something now; all others are left out. */
 	locateLogged: { input: { view: number; block: number; count: number }; output: Float64Array };
@@ -134,14 +134,6 @@ export interface PlaneCalls {
 	/** Flushes, closes the log cleanly and ends the thread. */
 	stop: { input: undefined; output: undefined };
 }
-
-/**
- * Numbers per run in the answer of `locate`: first block, block count, index value (ABSENT, ZERO or the first slot),
- * and for slots the byte offset in the first image and the log position of the first slot, else -1.
- */
-export const LOCATED_STRIDE = 5;
-/** Numbers per run in the answer of `locateInSnapshot`: block, count, descriptor or IN_…, byte in that file or -1. */
-export const SNAPSHOT_STRIDE = 4;
 
 export type PlaneCall = keyof PlaneCalls;
 

@@ -5,6 +5,7 @@ import {
 	appendRun,
 	type BlockRun,
 	BoundedRuns,
+	batchesOf,
 	blocksIn,
 	joinRuns,
 	packRuns,
@@ -91,6 +92,20 @@ test("pieces are the run, none longer than wanted", () => {
 			const pieces = [...piecesOf(whole, max)];
 			assert(pieces.every(({ count }) => count > 0 && count <= max));
 			assert.deepEqual(blocksOf(pieces), blocksOf([whole]));
+		}),
+	);
+});
+
+test("batches hold the same blocks in the same order, and all are full but the last", () => {
+	fc.assert(
+		fc.property(runs, fc.integer({ min: 1, max: 40 }), (list, max) => {
+			const batches = [...batchesOf(list, max)];
+			assert.deepEqual(blocksOf(batches.flat()), blocksOf(list));
+			assert(batches.flat().every(({ count }) => count > 0));
+			for (const [i, batch] of batches.entries()) {
+				const blocks = blocksIn(batch);
+				assert(blocks > 0 && (i < batches.length - 1 ? blocks === max : blocks <= max));
+			}
 		}),
 	);
 });

@@ -31,7 +31,7 @@ export function subtract(run: BlockRun, holes: readonly BlockRun[]): BlockRun[] 
 
 /** The parts of `run` that lie in some of `others` (sorted, without overlap). */
 export const intersect = (run: BlockRun, others: readonly BlockRun[]): BlockRun[] =>
-	subtract(run, others).length === 0 ? [run] : subtract(run, subtract(run, others));
+	subtract(run, subtract(run, others));
 
 /** Index of the first run of a sorted list that reaches past `block`. */
 function firstEndingBehind(runs: readonly BlockRun[], block: number): number {
@@ -83,6 +83,24 @@ export class BoundedRuns {
 /** A run in pieces of `max` blocks at most. */
 export function* piecesOf({ block, count }: BlockRun, max: number): Generator<BlockRun> {
 	for (let from = 0; from < count; from += max) yield { block: block + from, count: Math.min(max, count - from) };
+}
+
+/** Runs in batches of `max` blocks at most, in their order: all full but the last. */
+export function* batchesOf(runs: Iterable<BlockRun>, max: number): Generator<BlockRun[]> {
+	let batch: BlockRun[] = [];
+	let room = max;
+	for (const { block, count } of runs)
+		for (let from = 0; from < count; ) {
+			const part = { block: block + from, count: Math.min(count - from, room) };
+			batch.push(part);
+			from += part.count;
+			room -= part.count;
+			if (room > 0) continue;
+			yield batch;
+			batch = [];
+			room = max;
+		}
+	if (batch.length > 0) yield batch;
 }
 
 /** Blocks in all runs together. */

@@ -6,6 +6,7 @@
 // Every step but the last may be refused; then the client does with less. Lengths that the server sends are bounded
 // before anything is kept of them. Source: NBD protocol document, "Handshake phase".
 
+import { concatBytes } from "../../foundations/bytes.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { viewOf } from "../../foundations/struct.ts";
 import type { Parser } from "./client-feed.ts";
@@ -64,7 +65,7 @@ export function* negotiate(exportName: string, what: string, send: (bytes: Uint8
 		const structured = yield* ask(option.STRUCTURED_REPLY, new Uint8Array(0), what, send);
 		structuredReplies = structured.error === null;
 		if (structuredReplies) allocationContext = yield* askForAllocation(name, what, send);
-		const wanted = concat(u32(name.length), name, u16(1), u16(info.BLOCK_SIZE));
+		const wanted = concatBytes([u32(name.length), name, u16(1), u16(info.BLOCK_SIZE)]);
 		const go = yield* ask(option.GO, wanted, what, send);
 		if (go.error === null) return { ...exportOf(go.infos, what), structuredReplies, allocationContext };
 		if (go.error.type !== optionReply.ERR_UNSUP) throw refused(exportName, go.error, what);
@@ -108,7 +109,7 @@ function* ask(code: number, data: Uint8Array, what: string, send: (bytes: Uint8A
 
 function* askForAllocation(name: Uint8Array, what: string, send: (bytes: Uint8Array) => void): Parser<number | null> {
 	const context = new TextEncoder().encode(BASE_ALLOCATION);
-	const query = concat(u32(name.length), name, u32(1), u32(context.length), context);
+	const query = concatBytes([u32(name.length), name, u32(1), u32(context.length), context]);
 	const { infos, error } = yield* ask(option.SET_META_CONTEXT, query, what, send);
 	if (error !== null) return null;
 	for (const { type, data } of infos) {
@@ -184,16 +185,6 @@ function optionBytes(code: number, data: Uint8Array): Uint8Array {
 	const bytes = new Uint8Array(OptionHeader.size + data.length);
 	OptionHeader.put(viewOf(bytes), 0, { magic: OPTION_MAGIC, option: code, length: data.length });
 	bytes.set(data, OptionHeader.size);
-	return bytes;
-}
-
-function concat(...parts: readonly Uint8Array[]): Uint8Array {
-	const bytes = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-	let at = 0;
-	for (const part of parts) {
-		bytes.set(part, at);
-		at += part.length;
-	}
 	return bytes;
 }
 

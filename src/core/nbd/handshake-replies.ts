@@ -4,6 +4,7 @@
 //
 // Error replies carry a message for people: clients such as nbdinfo print it.
 
+import { concatBytes } from "../../foundations/bytes.ts";
 import { viewOf } from "../../foundations/struct.ts";
 import {
 	EXPORT_NAME_PADDING_BYTES,
@@ -23,13 +24,7 @@ export class HandshakeReplies {
 
 	/** All replies so far as one run of bytes. */
 	bytes(): Uint8Array {
-		const joined = new Uint8Array(this.#parts.reduce((length, part) => length + part.length, 0));
-		let at = 0;
-		for (const part of this.#parts) {
-			joined.set(part, at);
-			at += part.length;
-		}
-		return joined;
+		return concatBytes(this.#parts);
 	}
 
 	ack(option: number): void {

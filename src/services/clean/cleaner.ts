@@ -14,7 +14,7 @@
 //   URGENT_SHARE    used, or clients wait for room: no rests, and blocks that only wait to be dropped are moved
 //                   like used ones, since moving is always right
 
-import type { SecondImage } from "../../adapters/images/second-image.ts";
+import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
 import { LastWritten } from "../../core/cleaner/last-written.ts";
@@ -24,7 +24,7 @@ import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
-import { type Allocated, type Dropped, Dropper } from "./dropper.ts";
+import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
 import { Mover } from "./mover.ts";
 import { provenRuns } from "./proven.ts";
@@ -80,7 +80,7 @@ export interface CleanerWorld {
 		plane: PlanePort,
 		readView: ReadView,
 	) => Promise<Pick<Volumes, "list" | "judge" | "isStillTheSame">>;
-	readonly allocated: (second: SecondImage) => Allocated;
+	readonly allocated: (second: SecondImage) => HeldParts;
 	/** Milliseconds from some start; only grows. */
 	readonly now: () => number;
 	readonly rest: (milliseconds: number) => Promise<void>;

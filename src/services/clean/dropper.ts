@@ -8,13 +8,15 @@
 // E3 and L5 in the data plane's `dropped` (unchanged since the view), E4 and L4 by `isDurable`, L8 in `wholeBlocks`.
 
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
-import { LOCATED_STRIDE, type PlanePort, type ViewHandle } from "../../adapters/plane/messages.ts";
+import { unpackLocated } from "../../adapters/plane/located.ts";
+import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
 import { type BlockRun, BoundedRuns, blocksIn, packRuns, piecesOf, unpackRuns } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { assert } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, type LogPosition } from "../../foundations/units.ts";
+import { heldBlocks } from "./held-blocks.ts";
 import type { SecondWriter } from "./second-writer.ts";
 
 /** Runs handed to the data plane at once: bounds how long the guest waits for it. */
@@ -23,9 +25,6 @@ const RUNS_PER_CALL = 4096;
 const LOCATED_AT_ONCE = 65_536;
 /** Young runs that are remembered one by one: bounds memory, however a file system's free blocks lie. */
 const YOUNG_RUNS_MAX = 1 << 18;
-
-/** Tells which parts of the disk hold something in the second image. */
-export type Allocated = HeldParts;
 
 /** What one pass dropped and what has to wait. */
 export interface Dropped {
@@ -41,24 +40,24 @@ export class Dropper {
 	readonly #second: SecondImage;
 	readonly #writer: SecondWriter;
 	readonly #lastWritten: LastWritten;
-	readonly #allocated: Allocated;
+	readonly #held: HeldParts;
 	/** Dropped blocks may be wanted back: they are punched later, with their segment. */
 	quarantined = false;
 	youngRunsMax = YOUNG_RUNS_MAX;
 
-	/** @param allocated which parts of the second image take space; by default it is asked itself */
+	/** @param held which parts of the second image take space; by default it is asked itself */
 	constructor(
 		plane: PlanePort,
 		second: SecondImage,
 		writer: SecondWriter,
 		lastWritten: LastWritten,
-		allocated: Allocated = second.held,
+		held: HeldParts = second.held,
 	) {
 		this.#plane = plane;
 		this.#second = second;
 		this.#writer = writer;
 		this.#lastWritten = lastWritten;
-		this.#allocated = allocated;
+		this.#held = held;
 	}
 
 	/**
@@ -114,28 +113,19 @@ export class Dropper {
 	async #worthDropping(view: ViewHandle, run: BlockRun): Promise<PlacedRun[]> {
 		const located = await this.#plane.ask("locate", { view: view.id, block: run.block, count: run.count });
 		const placed: PlacedRun[] = [];
-		for (let i = 0; i < located.length; i += LOCATED_STRIDE) {
-			const [block, count, value] = [located[i]!, located[i + 1]!, located[i + 2]!];
+		for (const { block, count, value, position } of unpackLocated(located)) {
 			if (value === ZERO) continue;
-			if (value !== ABSENT) placed.push({ block, count, place: "first", position: located[i + 4]! });
+			if (value !== ABSENT) placed.push({ block, count, place: "first", position });
 			else
-				for await (const stored of this.#storedBlocks(block, count))
+				for await (const stored of this.#storedBlocks({ block, count }))
 					placed.push({ ...stored, place: "second", position: -1 });
 		}
 		return placed;
 	}
 
 	/** The blocks of a run that take space in the second image. */
-	async *#storedBlocks(block: number, count: number): AsyncGenerator<BlockRun> {
-		const size = this.#second.size;
-		const end = Math.min((block + count) * BLOCK_SIZE, size);
-		let next = block;
-		for await (const data of this.#allocated.within(block * BLOCK_SIZE, end)) {
-			// Where the host's blocks are smaller, several parts may lie in one block.
-			const first = Math.max(next, Math.floor(data.start / BLOCK_SIZE));
-			next = Math.ceil(data.end / BLOCK_SIZE);
-			if (next > first) yield { block: first, count: next - first };
-		}
+	#storedBlocks(run: BlockRun): AsyncGenerator<BlockRun> {
+		return heldBlocks(this.#held, this.#second.size, run);
 	}
 
 	async #apply(view: ViewHandle, runs: readonly BlockRun[]): Promise<number> {
@@ -154,7 +144,7 @@ export class Dropper {
 	async clear(runs: readonly BlockRun[]): Promise<void> {
 		if (runs.length === 0) return;
 		const stored: BlockRun[] = [];
-		for (const { block, count } of runs) for await (const run of this.#storedBlocks(block, count)) stored.push(run);
+		for (const run of runs) for await (const held of this.#storedBlocks(run)) stored.push(held);
 		await this.#writer.punch(runs, stored);
 	}
 }

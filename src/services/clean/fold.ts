@@ -11,9 +11,10 @@
 // the view was moved or punched before: a power cut could otherwise take back the log's newer content, and show the
 // fold's (docs/live-safety.md, "Earlier states").
 
-import { LOCATED_STRIDE, type PlanePort, type ViewHandle } from "../../adapters/plane/messages.ts";
+import { unpackLocated } from "../../adapters/plane/located.ts";
+import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
-import { type LiveRun, packLiveRuns } from "../../core/cleaner/plan.ts";
+import { type LiveRun, packLiveRuns, partOf, unpackLiveRuns } from "../../core/cleaner/plan.ts";
 import { type BlockRun, blocksIn, intersect, joinRuns, subtract } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE, byteOffset } from "../../foundations/units.ts";
@@ -58,19 +59,17 @@ export class Fold {
 			const count = Math.min(BLOCKS_AT_ONCE, blocks - block);
 			const located = await this.#plane.ask("locateLogged", { view: view.id, block, count });
 			const zeros: BlockRun[] = [];
-			for (let i = 0; i < located.length; i += LOCATED_STRIDE) {
-				const [start, length, value, at] = located.subarray(i);
+			for (const { value, at, ...run } of unpackLocated(located)) {
 				if (value === ABSENT) continue;
-				for (const part of subtract({ block: start!, count: length! }, spared)) {
+				for (const part of subtract(run, spared)) {
 					if (value === ZERO) {
 						zeros.push(part);
 						continue;
 					}
+					const logged = { ...run, slot: value, at: byteOffset(at) };
 					for (let from = 0; from < part.count; ) {
 						const step = Math.min(part.count - from, COPIED_AT_ONCE - batchBlocks);
-						const skip = part.block + from - start!;
-						const run = { block: part.block + from, count: step };
-						batch.push({ ...run, slot: value! + skip, at: byteOffset(at! + skip * BLOCK_SIZE) });
+						batch.push(partOf(logged, part.block + from, step));
 						batchBlocks += step;
 						from += step;
 						if (batchBlocks < COPIED_AT_ONCE) continue;
@@ -98,11 +97,10 @@ export class Fold {
 
 	/** What `undo` could bring back: from the second image, or from the log. Sorted. */
 	async #recoverable(): Promise<{ readonly inSecond: readonly BlockRun[]; readonly inLog: readonly BlockRun[] }> {
-		const found = await this.#plane.ask("undoable");
 		const inSecond: BlockRun[] = [];
 		const inLog: BlockRun[] = [];
-		for (let i = 0; i < found.length; i += 4)
-			(found[i + 2] === ABSENT ? inSecond : inLog).push({ block: found[i]!, count: found[i + 1]! });
+		for (const { block, count, slot } of unpackLiveRuns(await this.#plane.ask("undoable")))
+			(slot === ABSENT ? inSecond : inLog).push({ block, count });
 		return { inSecond: joinRuns(inSecond), inLog: joinRuns(inLog) };
 	}
 }

@@ -11,7 +11,8 @@
 import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { PlanePort } from "../../adapters/plane/messages.ts";
 import { type LiveRun, packLiveRuns, planCopies } from "../../core/cleaner/plan.ts";
-import { type BlockRun, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import { type BlockRun, batchesOf, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import { concatBytes } from "../../foundations/bytes.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
 import { readSome } from "../verified-read.ts";
@@ -60,7 +61,7 @@ export class SecondWriter {
 		if (runs.length === 0) return;
 		const { plane, second } = this.#parts;
 		if (stored.length > 0) await this.#prepare(stored);
-		for (const some of batchesOf(runs)) await plane.ask("forgetSums", packRuns(some));
+		for (const some of batchesOf(runs, FORGOTTEN_AT_ONCE)) await plane.ask("forgetSums", packRuns(some));
 		for (const { block, count } of stored)
 			await second.punch(byteOffset(block * BLOCK_SIZE), byteCount(count * BLOCK_SIZE));
 		await second.flush();
@@ -77,20 +78,7 @@ export class SecondWriter {
 	async #keepFor(name: string, runs: readonly BlockRun[]): Promise<void> {
 		const { plane } = this.#parts;
 		const wanted = unpackRuns(await plane.ask("notKept", { name, runs: packRuns(runs) }));
-		let batch: BlockRun[] = [];
-		let blocks = 0;
-		for (const run of wanted)
-			for (let from = 0; from < run.count; ) {
-				const count = Math.min(run.count - from, KEPT_AT_ONCE - blocks);
-				batch.push({ block: run.block + from, count });
-				blocks += count;
-				from += count;
-				if (blocks < KEPT_AT_ONCE) continue;
-				await this.#keepBatch(name, batch);
-				batch = [];
-				blocks = 0;
-			}
-		if (batch.length > 0) await this.#keepBatch(name, batch);
+		for (const batch of batchesOf(wanted, KEPT_AT_ONCE)) await this.#keepBatch(name, batch);
 	}
 
 	/** Storage that refuses a block may give it in a while: only a third refusal is taken for an answer. Throws IO before. */
@@ -134,33 +122,6 @@ export class SecondWriter {
 		}
 		// Cleaning must go on: the storage has destroyed them, not what is written over them now.
 		if (lost.length > 0) await this.#parts.onLost(name, lost);
-		await plane.ask("keep", { name, runs: packRuns(runs), bytes: concat(pieces), zeros: packRuns(zeros) });
+		await plane.ask("keep", { name, runs: packRuns(runs), bytes: concatBytes(pieces), zeros: packRuns(zeros) });
 	}
-}
-
-/** Runs in batches of about FORGOTTEN_AT_ONCE blocks. */
-function* batchesOf(runs: readonly BlockRun[]): Generator<BlockRun[]> {
-	let batch: BlockRun[] = [];
-	let blocks = 0;
-	for (const { block, count } of runs)
-		for (let from = 0; from < count; from += FORGOTTEN_AT_ONCE) {
-			const part = { block: block + from, count: Math.min(FORGOTTEN_AT_ONCE, count - from) };
-			batch.push(part);
-			blocks += part.count;
-			if (blocks < FORGOTTEN_AT_ONCE) continue;
-			yield batch;
-			batch = [];
-			blocks = 0;
-		}
-	if (batch.length > 0) yield batch;
-}
-
-function concat(pieces: readonly Uint8Array[]): Uint8Array {
-	const bytes = new Uint8Array(pieces.reduce((sum, { length }) => sum + length, 0));
-	let at = 0;
-	for (const piece of pieces) {
-		bytes.set(piece, at);
-		at += piece.length;
-	}
-	return bytes;
 }

@@ -8,6 +8,7 @@
 // cancellations of buffers; of everything else regions are only counted. What has no COMMIT at the end never happened.
 // ("The Journaling Log"; `xlog_recover_process_data`.) What kernels only warn about refuses the log here.
 
+import { concatBytes } from "../../../foundations/bytes.ts";
 import { VmsweepError } from "../../../foundations/errors.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import {
@@ -205,16 +206,7 @@ export class TransactionReader {
 	}
 }
 
-function joined(pieces: readonly Uint8Array[]): Uint8Array {
-	if (pieces.length === 1) return pieces[0]!;
-	const whole = new Uint8Array(pieces.reduce((sum, { length }) => sum + length, 0));
-	let at = 0;
-	for (const piece of pieces) {
-		whole.set(piece, at);
-		at += piece.length;
-	}
-	return whole;
-}
+const joined = (pieces: readonly Uint8Array[]): Uint8Array => (pieces.length === 1 ? pieces[0]! : concatBytes(pieces));
 
 /** Is the content of this buffer needed? `format` is the item's first region. */
 function isWanted(format: Uint8Array): boolean {
