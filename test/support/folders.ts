@@ -4,6 +4,9 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+/** What the names of these folders begin with. */
+export const FOLDER_PREFIX = "vms-";
+
 /** A folder of a test's own. Its path is short, so that sockets fit in it. */
 export class TemporaryFolder implements AsyncDisposable {
 	readonly path: string;
@@ -21,4 +24,4 @@ export class TemporaryFolder implements AsyncDisposable {
 
 /** `await using folder = await temporaryFolder()`: before whatever uses it, so that it goes last. */
 export const temporaryFolder = async (): Promise<TemporaryFolder> =>
-	new TemporaryFolder(await mkdtemp(join(tmpdir(), "vms-")));
+	new TemporaryFolder(await mkdtemp(join(tmpdir(), FOLDER_PREFIX)));

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { mkdir, stat, truncate, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
+import { join } from "node:path";
 import { describe, test } from "node:test";
 import { temporaryFolder } from "./folders.ts";
 import { allocatedBytes, hashBytes, hashFile, hashTree } from "./hashes.ts";
@@ -153,6 +154,28 @@ describe("requireTool", () => {
 		assert.throws(() => requireTool(t, "no-such-program"), /CI must run this test/);
 		delete process.env.CI;
 	});
+});
+
+test("what a killed test run left mounted is unmounted", async (t) => {
+	if (!requireTool(t, "root", "loop devices", "fuse", "unshare", "nbdfuse", "nbdkit", "mke2fs")) return;
+	await using folder = await temporaryFolder();
+	// In a mount namespace of its own, so that no other test meets what is broken here.
+	const script = `set -e
+		cd "$1"; mkdir fuse other mnt
+		nbdfuse other --command nbdkit -s memory 1M & other=$!
+		nbdfuse fuse --command nbdkit -s memory 64M & dead=$!
+		while [ ! -e fuse/nbd ] || [ ! -e other/nbd ]; do sleep 0.01; done
+		mke2fs -q fuse/nbd; device=$(losetup -f --show fuse/nbd)
+		mount "$device" mnt; losetup -d "$device" # goes with its last mount
+		kill -9 $dead; wait $dead || true
+		"$2" -e 'import(process.argv[1]).then((module) => module.globalSetup())' "$3"
+		cut -d " " -f 2 /proc/mounts | grep "$1"; losetup -n -O BACK-FILE -j fuse/nbd
+		umount other; wait $other`;
+	const setup = join(import.meta.dirname, "clear-leftovers.ts");
+	const unshare = ["-m", "--propagation", "private", "bash", "-c", script, "leftovers", folder.path, process.execPath];
+	const printed = await runOk("unshare", [...unshare, setup]);
+	const [mnt, fuse, other] = ["mnt", "fuse", "other"].map((name) => folder.file(name));
+	assert.equal(printed, `A test run was killed: unmounted ${mnt}, ${fuse}\n${other}\n`);
 });
 
 test("bin/vmsweep says what to do in a checkout without node_modules, also through a link", async () => {
