@@ -6,25 +6,14 @@
 // Everything written since is lost, and whoever runs this is told since when.
 
 import { constants } from "node:fs";
-import { access, open, rm, truncate } from "node:fs/promises";
+import { access, rm, truncate } from "node:fs/promises";
 import { resolve } from "node:path";
 import { removeRecord, syncDirectory } from "../adapters/images/durable-json.ts";
-import { ioError } from "../adapters/images/write-run.ts";
-import { OsHostFile } from "../adapters/os/host-file.ts";
-import { lockDisk } from "../adapters/os/locks.ts";
-import { formatFirstImage } from "../core/log/first-image.ts";
 import { VmsweepError } from "../foundations/errors.ts";
-import { byteCount } from "../foundations/units.ts";
 import { openDiskDirectory } from "./disk-directory.ts";
 import { closedPath, firstImagePath, secondImageRecordPath, secondSumsPath, snapshotRecordPath } from "./disk-paths.ts";
-import {
-	type DiskDescription,
-	readDiskDescription,
-	readSecondImageRecord,
-	readSnapshotRecord,
-	secondImagePath,
-	uuidBytes,
-} from "./disk-records.ts";
+import { readDiskDescription, readSecondImageRecord, readSnapshotRecord, secondImagePath } from "./disk-records.ts";
+import { makeFirstImage } from "./new-first-image.ts";
 import { snapshotNames } from "./snapshots.ts";
 
 /** What the disk is now. */
@@ -71,7 +60,8 @@ export async function attachSecondOnly(
 			"DISK_DAMAGED",
 			`${secondPath} stood by itself last at log position ${record.position} (${record.stoodAt ?? "time unknown"}); cleaning has changed a part of it since, so that it is of two times. Restore a backup, or take it as it is with --accept-broken and have the guest check its file systems.`,
 		);
-	await makeFirstImage(directory, description, record.position + POSITIONS_SKIPPED);
+	await makeFirstImage(directory, description, { afterPosition: record.position + POSITIONS_SKIPPED });
+	await syncDirectory(directory);
 	const notes: string[] = [];
 	try {
 		// What is of two times may not match its checksums either.
@@ -90,23 +80,6 @@ export async function attachSecondOnly(
 		throw error;
 	}
 	return { position: record.position, stoodAt: record.stoodAt ?? null, isConsistent, notes };
-}
-
-async function makeFirstImage(directory: string, description: DiskDescription, afterPosition: number): Promise<void> {
-	const path = firstImagePath(directory);
-	try {
-		await using file = await open(path, "wx+", 0o600);
-		await lockDisk(file.fd, path);
-		formatFirstImage(new OsHostFile(file.fd, path), {
-			uuid: uuidBytes(description.uuid),
-			diskBytes: byteCount(description.size),
-			afterPosition,
-		});
-		await file.sync();
-		await syncDirectory(directory);
-	} catch (error) {
-		throw ioError(error, `${path}: making it failed`);
-	}
 }
 
 const exists = (path: string): Promise<boolean> =>

@@ -5,16 +5,10 @@ import { basename, join, resolve } from "node:path";
 import { VmsweepError } from "../foundations/errors.ts";
 import { askStatus } from "./control.ts";
 import { isDiskServed, type SecondImageStand } from "./disk-directory.ts";
-import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath, snapshotLogPath } from "./disk-paths.ts";
-import {
-	readClosedRecord,
-	readDiskDescription,
-	readSecondImageRecord,
-	readSnapshotRecord,
-	secondImagePath,
-} from "./disk-records.ts";
+import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath } from "./disk-paths.ts";
+import { readClosedRecord, readDiskDescription, readSecondImageRecord, secondImagePath } from "./disk-records.ts";
 import type { DiskStatus } from "./served-disk.ts";
-import { type SnapshotStatus, snapshotNames } from "./snapshots.ts";
+import { type SnapshotStatus, snapshotsAtRest } from "./snapshots.ts";
 
 /** A disk that nobody serves. Sizes in bytes. */
 export interface RestingDiskStatus {
@@ -81,24 +75,9 @@ export async function diskStatus(path: string): Promise<AnyDiskStatus> {
 			standsAt: record?.position ?? null,
 			stoodAt: record?.stoodAt ?? null,
 		},
-		snapshots: await snapshotsAtRest(directory),
+		snapshots: await snapshotsAtRest(directory, async (path) => (await hostBytes(path)) ?? 0),
 		problems,
 	};
-}
-
-/** The snapshots of a disk that nobody serves, oldest first. */
-async function snapshotsAtRest(directory: string): Promise<SnapshotStatus[]> {
-	const names = await snapshotNames(directory);
-	const found = await Promise.all(
-		names.map(async (name): Promise<SnapshotStatus[]> => {
-			const record = await readSnapshotRecord(directory, name);
-			if (record === undefined) return [];
-			const { created, size, position, state } = record;
-			const kept = (await hostBytes(snapshotLogPath(directory, name))) ?? 0;
-			return [{ name, created, size, position, hostBytes: kept, complete: state === "complete" }];
-		}),
-	);
-	return found.flat().sort((a, b) => a.position - b.position || a.created.localeCompare(b.created));
 }
 
 /** The folders of disks in a folder, sorted; the folder itself where it is a disk. */

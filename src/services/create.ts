@@ -4,7 +4,7 @@
 // adopted image is never changed, not even by a byte.
 
 import { randomUUID } from "node:crypto";
-import { mkdir, open, readdir, rm, rmdir } from "node:fs/promises";
+import { mkdir, readdir, rm, rmdir } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { syncDirectory, writeRecord } from "../adapters/images/durable-json.ts";
 import { detectFormat, FORMAT_PROBE_BYTES } from "../adapters/images/image-format.ts";
@@ -14,19 +14,8 @@ import { createSecondQcow2 } from "../adapters/images/qcow2-create.ts";
 import { createRawImage, openRawImage } from "../adapters/images/raw-image.ts";
 import type { SecondImage, SecondImageFormat } from "../adapters/images/second-image.ts";
 import { ioError } from "../adapters/images/write-run.ts";
-import { OsHostFile } from "../adapters/os/host-file.ts";
-import { lockDisk } from "../adapters/os/locks.ts";
-import { formatFirstImage } from "../core/log/first-image.ts";
 import { VmsweepError } from "../foundations/errors.ts";
-import {
-	BLOCK_SIZE,
-	type ByteCount,
-	byteCount,
-	byteOffset,
-	formatBytes,
-	isBlockAligned,
-	roundUp,
-} from "../foundations/units.ts";
+import { BLOCK_SIZE, type ByteCount, byteOffset, roundUp } from "../foundations/units.ts";
 import { newSecondImageRecord } from "./disk-directory.ts";
 import {
 	closedPath,
@@ -43,8 +32,9 @@ import {
 	RECORD_FORMAT,
 	readDiskDescription,
 	readSecondImageRecord,
-	uuidBytes,
 } from "./disk-records.ts";
+import { checkNewSize, sizeProblem } from "./disk-size.ts";
+import { makeFirstImage } from "./new-first-image.ts";
 
 export interface CreateDiskOptions {
 	/** The disk's directory: to be made, or empty. Its parent must exist. */
@@ -101,7 +91,7 @@ export async function createDisk(options: CreateDiskOptions): Promise<CreatedDis
 			},
 		};
 		undo.push(() => rm(firstImagePath(directory)));
-		await makeFirstImage(directory, description, options.limitBytes);
+		await makeFirstImage(directory, description, { limitBytes: options.limitBytes });
 		const recordPath = secondImageRecordPath(directory, second.path, second.kind);
 		undo.push(() => rm(recordPath));
 		await writeRecord(recordPath, newSecondImageRecord(description.uuid, directory));
@@ -155,20 +145,6 @@ async function checkNew({ size, format, backing }: NewSecondImage): Promise<Chec
 async function makeSecondImage(directory: string, { format, ...rest }: CheckedNewImage): Promise<SecondImage> {
 	const path = ownSecondImagePath(directory, format);
 	return format === "raw" ? await createRawImage(path, rest.size) : await createSecondQcow2(path, rest);
-}
-
-function checkNewSize(size: number): void {
-	const problem = sizeProblem(size);
-	if (problem !== undefined) throw new VmsweepError("USAGE", `a disk can't have ${size} bytes: ${problem}.`);
-}
-
-/** Why no disk can have this size; nothing where one can. */
-function sizeProblem(size: number): string | undefined {
-	if (!Number.isSafeInteger(size) || size < DISK_BYTES_MIN)
-		return `the smallest disk has ${formatBytes(DISK_BYTES_MIN)}`;
-	if (size > DISK_BYTES_MAX) return `the largest disk has ${formatBytes(DISK_BYTES_MAX)}`;
-	if (!isBlockAligned(size)) return `the size must be a multiple of ${BLOCK_SIZE} bytes`;
-	return undefined;
 }
 
 /** Opens and locks an image that is to become a second image, after everything that speaks against it. */
@@ -245,29 +221,6 @@ async function claimDirectory(directory: string): Promise<boolean> {
 		throw new VmsweepError("FILE_EXISTS", `${directory} exists and isn't empty. Choose another name.`);
 	return false;
 }
-
-async function makeFirstImage(directory: string, description: DiskDescription, limitBytes?: number): Promise<void> {
-	const path = firstImagePath(directory);
-	await using file = await open(path, "wx+", 0o600).catch((error: unknown) => {
-		throw ioError(error, `${path}: making it failed`);
-	});
-	await lockDisk(file.fd, path);
-	formatFirstImage(new OsHostFile(file.fd, path), {
-		uuid: uuidBytes(description.uuid),
-		diskBytes: byteCount(description.size),
-		limitBytes: limitBytes ?? defaultLimit(description.size),
-	});
-	await file.sync();
-}
-
-const GIB = 1024 ** 3;
-
-/**
- * A quarter of the disk, between 4 and 16 GiB, but no more than the disk, and 1 GiB at least: room for bursts, and for
- * what is overwritten or deleted soon, and so never copied. A quiet guest's log is nearly empty whatever the limit.
- */
-const defaultLimit = (size: number): number =>
-	Math.max(GIB, Math.min(size, Math.max(4 * GIB, Math.min(16 * GIB, size / 4))));
 
 function notesAbout({ path, kind }: SecondImage, below: readonly string[]): string[] {
 	const notes: string[] = [];

@@ -3,17 +3,7 @@
 
 import { VmsweepError } from "../foundations/errors.ts";
 import type { GuestMap } from "../foundations/guest-map.ts";
-import { BLOCK_SIZE, formatBytes } from "../foundations/units.ts";
-import { DISK_BYTES_MAX, DISK_BYTES_MIN } from "./disk-records.ts";
-
-/** Throws USAGE where no disk can have this size. */
-export function checkNewSize(size: number): void {
-	if (size >= DISK_BYTES_MIN && size <= DISK_BYTES_MAX && size % BLOCK_SIZE === 0) return;
-	throw new VmsweepError(
-		"USAGE",
-		`a disk can't have ${size} bytes: give a multiple of ${BLOCK_SIZE} from ${formatBytes(DISK_BYTES_MIN)} to ${formatBytes(DISK_BYTES_MAX)}.`,
-	);
-}
+import { formatBytes } from "../foundations/units.ts";
 
 /** Throws IMAGE_UNSUPPORTED where something of the guest's lies at or behind byte `size` of the disk, or may lie there. */
 export function checkTailUnused(map: GuestMap, size: number, path: string): void {

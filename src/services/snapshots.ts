@@ -20,6 +20,7 @@ import { packRuns, piecesOf, unpackRuns } from "../core/cleaner/runs.ts";
 import { formatFirstImage } from "../core/log/first-image.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount } from "../foundations/units.ts";
+import { makeDurable } from "./clean/make-durable.ts";
 import { snapshotLogPath, snapshotRecordPath, snapshotsPath } from "./disk-paths.ts";
 import { RECORD_FORMAT, readSnapshotRecord, type SnapshotRecord, uuidBytes } from "./disk-records.ts";
 import { readFully, verifyBlocks } from "./verified-read.ts";
@@ -67,6 +68,16 @@ interface OpenSnapshot {
 	readonly file: FileHandle;
 }
 
+/** Positions only grow over a disk's life; entries begin anew where a lost first image was replaced. */
+const olderFirst = (a: SnapshotRecord, b: SnapshotRecord): number =>
+	a.position - b.position || a.entry - b.entry || a.created.localeCompare(b.created);
+
+const statusOf = (
+	name: string,
+	{ created, size, position, state }: SnapshotRecord,
+	hostBytes: number,
+): SnapshotStatus => ({ name, created, size, position, hostBytes, complete: state === "complete" });
+
 /** Throws USAGE where no snapshot can have this name. */
 export function checkSnapshotName(name: string): void {
 	if (NAME.test(name) && !name.endsWith(".new")) return;
@@ -98,11 +109,7 @@ export class DiskSnapshots implements AsyncDisposable {
 			for (const { file } of list) await file.close();
 			throw error;
 		}
-		// Positions only grow over a disk's life; entries begin anew where a lost first image was replaced.
-		list.sort(
-			({ record: a }, { record: b }) =>
-				a.position - b.position || a.entry - b.entry || a.created.localeCompare(b.created),
-		);
+		list.sort((a, b) => olderFirst(a.record, b.record));
 		return new DiskSnapshots(directory, list);
 	}
 
@@ -137,15 +144,8 @@ export class DiskSnapshots implements AsyncDisposable {
 
 	async status(): Promise<SnapshotStatus[]> {
 		return await Promise.all(
-			this.#list.map(async ({ name, record, file }) => ({
-				name,
-				created: record.created,
-				size: record.size,
-				position: record.position,
-				// st_blocks counts 512-byte units whatever the file system's own unit is (stat(2)).
-				hostBytes: (await file.stat()).blocks * 512,
-				complete: record.state === "complete",
-			})),
+			// st_blocks counts 512-byte units whatever the file system's own unit is (stat(2)).
+			this.#list.map(async ({ name, record, file }) => statusOf(name, record, (await file.stat()).blocks * 512)),
 		);
 	}
 
@@ -161,7 +161,7 @@ export class DiskSnapshots implements AsyncDisposable {
 			throw new VmsweepError("USAGE", `a disk can have ${SNAPSHOTS_MAX} snapshots. Delete one first.`);
 		const view = await plane.ask("takeView");
 		try {
-			await plane.ask("flush");
+			await makeDurable(plane, view);
 			const created = new Date().toISOString();
 			const { position, entry } = view;
 			const record = {
@@ -336,6 +336,22 @@ export class DiskSnapshots implements AsyncDisposable {
 		await snapshot.file.close();
 		await rm(snapshotLogPath(this.#directory, name), { force: true });
 	}
+}
+
+/** The snapshots of a disk that nobody serves, oldest first; `hostBytesOf` tells what a file takes of the host. Throws as `open`. */
+export async function snapshotsAtRest(
+	directory: string,
+	hostBytesOf: (path: string) => Promise<number>,
+): Promise<SnapshotStatus[]> {
+	const found = await Promise.all(
+		(await snapshotNames(directory)).map(async (name) => ({ name, record: await readSnapshotRecord(directory, name) })),
+	);
+	const there = found.flatMap(({ name, record }) => (record === undefined ? [] : [{ name, record }]));
+	return await Promise.all(
+		there
+			.sort((a, b) => olderFirst(a.record, b.record))
+			.map(async ({ name, record }) => statusOf(name, record, await hostBytesOf(snapshotLogPath(directory, name)))),
+	);
 }
 
 /** Names of a disk's snapshots, in no order. Throws IO. */

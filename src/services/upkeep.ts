@@ -12,9 +12,11 @@ import { BLOCK_SIZE, type ByteCount, byteCount } from "../foundations/units.ts";
 import { type CheckReport, checkReport, placesOf, type RottenPlace, repairable } from "./check.ts";
 import type { Cleaner } from "./clean/cleaner.ts";
 import { heldBlocks } from "./clean/held-blocks.ts";
+import { makeDurable } from "./clean/make-durable.ts";
 import type { DiskDirectory } from "./disk-directory.ts";
+import { checkNewSize } from "./disk-size.ts";
 import { readGuestMap } from "./guest-map.ts";
-import { checkNewSize, checkTailUnused, notesAfterShrinking } from "./resize.ts";
+import { checkTailUnused, notesAfterShrinking } from "./resize.ts";
 import { type ScrubOptions, type ScrubReport, scrub } from "./scrub.ts";
 import { viewSource } from "./view-source.ts";
 
@@ -106,7 +108,7 @@ export class Upkeep {
 		}
 		if (rottenRecords > 0) {
 			await this.#withView(async (now) => {
-				await this.#parts.plane.ask("flush");
+				await makeDurable(this.#parts.plane, now);
 				await this.#parts.cleaner.foldView(now);
 			});
 			lines.push(`moved what ${rottenRecords} rotten records of the first image describe to the second image`);

@@ -4,6 +4,7 @@
 import { read } from "node:fs";
 import { promisify } from "node:util";
 import { crc32 } from "node:zlib";
+import { ioError } from "../adapters/images/write-run.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, byteOffset, formatBytes } from "../foundations/units.ts";
@@ -78,7 +79,9 @@ const readFile = promisify(read);
 /** Fills `into` from a file of the disk. Throws IO where it ends before. */
 export async function readFully(fd: number, at: number, into: Uint8Array): Promise<void> {
 	for (let done = 0; done < into.length; ) {
-		const { bytesRead } = await readFile(fd, into, done, into.length - done, at + done);
+		const { bytesRead } = await readFile(fd, into, done, into.length - done, at + done).catch((error: unknown) => {
+			throw ioError(error, `reading byte ${at + done} of a log of the disk failed`);
+		});
 		if (bytesRead === 0)
 			throw new VmsweepError("IO", "the first image ends inside a segment. Check the host's storage.");
 		done += bytesRead;

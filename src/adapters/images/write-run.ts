@@ -36,8 +36,9 @@ function afterBytes(buffers: Uint8Array[], count: number): Uint8Array[] {
 	return rest;
 }
 
-/** Turns an error of Node's file calls into ours: NO_SPACE where the host is full, IO otherwise. */
+/** Turns an error of Node's file calls into ours: NO_SPACE where the host is full, IO otherwise. Ours stays as it is. */
 export function ioError(cause: unknown, what: string): VmsweepError {
+	if (cause instanceof VmsweepError) return cause;
 	const errno = (cause as NodeJS.ErrnoException).code ?? "unknown error";
 	const full = errno === "ENOSPC" || errno === "EDQUOT" || errno === "EFBIG";
 	const forbidden = errno === "EACCES" || errno === "EPERM" || errno === "EROFS";

@@ -7,7 +7,7 @@ import { DROPPED_IN_LOG, DROPPED_IN_SECOND, KIND_DATA, KIND_DROP } from "./forma
 import { ABSENT, ZERO } from "./index-map.ts";
 import type { Segment } from "./segments.ts";
 import type { LogState } from "./state.ts";
-import { mergedPairs, UndoReplay } from "./undo.ts";
+import { firstEndingAfter, mergedPairs, UndoReplay } from "./undo.ts";
 import type { View } from "./view.ts";
 
 /** Throws OUT_OF_RANGE unless the run is a part of the disk. */
@@ -32,23 +32,21 @@ export function liveRunsOf(state: LogState, sequence: number): Float64Array {
 	if (!segment || table.liveSlots(segment) === 0) return new Float64Array(0);
 	const runs: number[] = [];
 	const base = table.firstSlotOf(segment.place);
-	let firstBlock = 0;
-	let firstSlot = 0;
-	const visit = (value: number, block: number, count: number): void => {
-		const slot = firstSlot + (block - firstBlock);
-		if (value !== slot) return;
-		const last = runs.length - 3;
-		const length = last < 0 ? 0 : runs[last + 1]!;
-		if (length > 0 && runs[last]! + length === block && runs[last + 2]! + length === slot) runs[last + 1]! += count;
-		else runs.push(block, count, slot);
-	};
 	state.summaries.forEach(segment, (summary, entry) => {
 		if (summary.kind(entry) !== KIND_DATA) return;
-		firstBlock = summary.block(entry);
-		firstSlot = base + summary.slot(entry);
+		const firstBlock = summary.block(entry);
+		const firstSlot = base + summary.slot(entry);
 		const count = Math.min(summary.count(entry), index.blocks - firstBlock);
 		// Block by block: a run of the index may go on into this one from a place before it.
-		for (let i = 0; i < count; i++) visit(index.get(firstBlock + i), firstBlock + i, 1);
+		for (let i = 0; i < count; i++) {
+			const block = firstBlock + i;
+			const slot = firstSlot + i;
+			if (index.get(block) !== slot) continue;
+			const last = runs.length - 3;
+			const length = last < 0 ? 0 : runs[last + 1]!;
+			if (length > 0 && runs[last]! + length === block && runs[last + 2]! + length === slot) runs[last + 1]!++;
+			else runs.push(block, 1, slot);
+		}
 	});
 	return Float64Array.from(runs);
 }
@@ -67,6 +65,7 @@ export function zeroRunsOf(state: LogState, sequence: number): Float64Array {
 		if (segment.firstEntry + zeros.entry(run) >= state.durableEntries) break;
 		pushZeros(state, zeros.block(run), zeros.blocks(run), pairs);
 	}
+	if (pairs.length === 0) return new Float64Array(0);
 	return Float64Array.from(withoutHeld(state, without(pairs, undurableZeros(state))));
 }
 
@@ -101,11 +100,12 @@ function withoutHeld(state: LogState, pairs: number[]): number[] {
 function without(pairs: number[], others: number[]): number[] {
 	if (pairs.length === 0 || others.length === 0) return pairs;
 	const held = mergedPairs(others);
+	const heldEnd = (pair: number): number => held[pair * 2]! + held[pair * 2 + 1]!;
 	const kept: number[] = [];
 	for (let i = 0; i + 1 < pairs.length; i += 2) {
 		let block = pairs[i]!;
 		const end = block + pairs[i + 1]!;
-		for (let k = firstPairEndingAfter(held, block); k < held.length && held[k]! < end; k += 2) {
+		for (let k = firstEndingAfter(held.length / 2, heldEnd, block) * 2; k < held.length && held[k]! < end; k += 2) {
 			if (held[k]! > block) kept.push(block, held[k]! - block);
 			block = Math.max(block, held[k]! + held[k + 1]!);
 		}
@@ -118,22 +118,11 @@ function without(pairs: number[], others: number[]): number[] {
 function heldDrops({ table }: LogState): number[] {
 	const pairs: number[] = [];
 	for (const segment of table.chain) {
-		if (!table.isHeld(segment)) continue;
+		if (!segment.zeros.hasDrop || !table.isHeld(segment)) continue;
 		for (let run = 0; run < segment.zeros.count; run++)
 			if (segment.zeros.isDrop(run)) pairs.push(segment.zeros.block(run), segment.zeros.blocks(run));
 	}
 	return pairs;
-}
-
-function firstPairEndingAfter(pairs: readonly number[], block: number): number {
-	let low = 0;
-	let high = pairs.length / 2;
-	while (low < high) {
-		const middle = (low + high) >>> 1;
-		if (pairs[middle * 2]! + pairs[middle * 2 + 1]! > block) high = middle;
-		else low = middle + 1;
-	}
-	return low * 2;
 }
 
 /** Quintuples of what drops that are still in the log took away; see UndoReplay. Throws IO, LOG_DAMAGED. */
@@ -141,7 +130,7 @@ export function undoableOf(state: LogState): Float64Array {
 	const { table } = state;
 	const candidates: number[] = [];
 	for (const { zeros } of table.chain)
-		for (let run = 0; run < zeros.count; run++)
+		for (let run = 0; zeros.hasDrop && run < zeros.count; run++)
 			if (zeros.isDrop(run)) pushZeros(state, zeros.block(run), zeros.blocks(run), candidates);
 	if (candidates.length === 0) return new Float64Array(0);
 	const replay = new UndoReplay(mergedPairs(candidates));

@@ -28,11 +28,7 @@ export function formatFirstImage(file: HostFile, params: FormatParams): void {
 	const { uuid, diskBytes, segmentBytes = DEFAULT_SEGMENT_BYTES, limitBytes = 0, afterPosition = 0 } = params;
 	if (file.size() !== 0)
 		throw new VmsweepError("FILE_EXISTS", "the first image's file is not empty; give a disk that does not exist yet");
-	if (!(diskBytes > 0 && diskBytes <= MAX_DISK_BYTES && diskBytes % 512 === 0))
-		throw new VmsweepError(
-			"USAGE",
-			`disk size ${diskBytes}: give a multiple of 512 bytes up to ${formatBytes(MAX_DISK_BYTES)}`,
-		);
+	checkDiskBytes(diskBytes);
 	assert(uuid.length === 16, "a disk's UUID has 16 bytes");
 	const geometry = geometryOf(segmentBytes);
 	placesWithin(limitBytes, segmentBytes);
@@ -55,6 +51,15 @@ export function formatFirstImage(file: HostFile, params: FormatParams): void {
 		file.write(record, byteOffset(copy * BLOCK_SIZE));
 	}
 	file.datasync();
+}
+
+/** Throws USAGE where no log can be of a disk of this size. */
+export function checkDiskBytes(diskBytes: number): void {
+	if (diskBytes > 0 && diskBytes <= MAX_DISK_BYTES && diskBytes % 512 === 0) return;
+	throw new VmsweepError(
+		"USAGE",
+		`disk size ${diskBytes}: give a multiple of 512 bytes up to ${formatBytes(MAX_DISK_BYTES)}`,
+	);
 }
 
 /** How many segments fit into `limitBytes` (0: unlimited), and into 32-bit slot numbers. Throws USAGE where too few. */

@@ -33,14 +33,13 @@ import {
 	byteOffset,
 	divCeil,
 	divFloor,
-	formatBytes,
 	logPosition,
 } from "../../foundations/units.ts";
 import { Appender, applyEntry } from "./appender.ts";
 import { blocksWithin, checkRun, clearMoved, liveRunsOf, unchangedSince, undoableOf, zeroRunsOf } from "./cleaning.ts";
-import { placesWithin } from "./create.ts";
+import { checkDiskBytes, placesWithin } from "./create.ts";
 import { Flusher } from "./flusher.ts";
-import { geometryOf, KIND_DATA, KIND_DROP, KIND_ZERO, MAX_DISK_BYTES, offsetOfPlace, SEGMENTS_AT } from "./format.ts";
+import { geometryOf, KIND_DATA, KIND_DROP, KIND_ZERO, offsetOfPlace, SEGMENTS_AT } from "./format.ts";
 import type { HostFile, PinnedBytes } from "./host-file.ts";
 import type { RunVisitor } from "./index-map.ts";
 import { IndexMap, ZERO } from "./index-map.ts";
@@ -226,11 +225,7 @@ export class FirstImage {
 	 */
 	resize(diskBytes: number): void {
 		assert(this.stagedCount === 0, "a disk is resized while writes are staged");
-		if (!(diskBytes > 0 && diskBytes <= MAX_DISK_BYTES && diskBytes % 512 === 0))
-			throw new VmsweepError(
-				"USAGE",
-				`disk size ${diskBytes}: give a multiple of 512 bytes up to ${formatBytes(MAX_DISK_BYTES)}`,
-			);
+		checkDiskBytes(diskBytes);
 		const state = this.#state;
 		const blocks = divCeil(diskBytes, BLOCK_SIZE);
 		if (blocks < this.diskBlocks) {

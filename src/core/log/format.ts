@@ -326,6 +326,15 @@ export class Summary {
 		return this.words[at] === KIND_CHECKSUMS && this.words[at + 7] === this.#checksum(record);
 	}
 
+	/** True where the entry and all its further records are whole, and end before record `limit`. */
+	intactThrough(entry: number, limit: number): boolean {
+		if (!this.intact(entry)) return false;
+		const end = entry + this.records(entry);
+		if (end > limit) return false;
+		for (let record = entry + 1; record < end; record++) if (!this.intactSums(record)) return false;
+		return true;
+	}
+
 	/** Records that the entry takes, itself included. */
 	records(entry: number): number {
 		if (this.version === 1 || this.kind(entry) !== KIND_DATA) return 1;

@@ -245,8 +245,7 @@ export class Recovery {
 	/** Checksums and ranges of an entry and its further records, `slot` being the next free slot of the segment. */
 	#isWhole(entry: number, slot: number, limit: number): boolean {
 		const summary = this.#summary;
-		const { entryChecksums } = this.#safeguards;
-		if (!summary.intact(entry) && entryChecksums) return false;
+		if (this.#safeguards.entryChecksums && !summary.intactThrough(entry, limit)) return false;
 		const count = summary.count(entry);
 		const kind = summary.kind(entry);
 		if (count === 0 || kind === 0 || kind > KIND_DROP || summary.slot(entry) !== slot) return false;
@@ -254,11 +253,7 @@ export class Recovery {
 		if (kind !== KIND_DATA) return true;
 		if (slot + count > this.#geometry.slotsPerSegment) return false;
 		if (summary.version > 1 && count > RUN_BLOCKS_MAX) return false;
-		const end = entry + summary.records(entry);
-		if (end > limit) return false;
-		for (let record = entry + 1; record < end; record++)
-			if (!summary.intactSums(record) && entryChecksums) return false;
-		return true;
+		return entry + summary.records(entry) <= limit;
 	}
 
 	#dataIsRight(place: number, entry: number): boolean {

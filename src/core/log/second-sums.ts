@@ -95,7 +95,6 @@ export class SecondSums {
 	/** Notes the checksum of a block; 0 forgets it. In the file after `write`. Throws IO. */
 	set(block: number, sum: number): void {
 		const sector = divFloor(block, SUMS_PER_SECTOR);
-		this.#makeRoomFor(sector);
 		const word = this.#wordsOf(sector) + (block - sector * SUMS_PER_SECTOR);
 		if (this.#words[word] === sum) return;
 		this.#words[word] = sum;
@@ -109,7 +108,6 @@ export class SecondSums {
 		for (let at = block; at < end; ) {
 			const sector = divFloor(at, SUMS_PER_SECTOR);
 			const sectorEnd = Math.min(end, (sector + 1) * SUMS_PER_SECTOR);
-			this.#makeRoomFor(sector);
 			const word = this.#wordsOf(sector) + (at - sector * SUMS_PER_SECTOR);
 			const sums = this.#words.subarray(word, word + (sectorEnd - at));
 			if (sums.some((sum) => sum !== 0)) {
@@ -146,12 +144,6 @@ export class SecondSums {
 		return { at: HEADER_BYTES + first * SECTOR_BYTES, length: (last - first + 1) * SECTOR_BYTES };
 	}
 
-	/** Before a sector that isn't in the cache takes the place of others: these are written if they were changed. */
-	#makeRoomFor(sector: number): void {
-		const page = divFloor(sector, PAGE_SECTORS);
-		if (this.#changed.size > 0 && this.#tags[page % this.#tags.length] !== page) this.write();
-	}
-
 	/** First word of a sector in the cache. */
 	#wordsOf(sector: number): number {
 		const page = divFloor(sector, PAGE_SECTORS);
@@ -161,7 +153,8 @@ export class SecondSums {
 	}
 
 	#load(page: number, place: number): void {
-		this.#makeRoomFor(page * PAGE_SECTORS);
+		// It takes the place of another page, which may have been changed.
+		if (this.#changed.size > 0) this.write();
 		this.#tags[place] = -1;
 		const at = place * PAGE_BYTES;
 		this.#file.read(byteOffset(HEADER_BYTES + page * PAGE_BYTES), this.#bytes.subarray(at, at + PAGE_BYTES));

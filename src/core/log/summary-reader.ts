@@ -42,10 +42,7 @@ export class SummaryReader {
 	}
 
 	#isWhole(summary: Summary, entry: number, segment: Segment): boolean {
-		if (!summary.intact(entry)) return false;
-		const end = entry + summary.records(entry);
-		if (end > segment.entryCount) return false;
-		for (let record = entry + 1; record < end; record++) if (!summary.intactSums(record)) return false;
+		if (!summary.intactThrough(entry, segment.entryCount)) return false;
 		return summary.kind(entry) !== KIND_DATA || summary.slot(entry) + summary.count(entry) <= segment.usedSlots;
 	}
 

@@ -103,7 +103,7 @@ const partOf = (piece: Piece, block: number, end: number): Piece => ({
 });
 
 /** Index of the first of `count` whose end, of ascending ones, is greater than `block`. */
-function firstEndingAfter(count: number, endOf: (index: number) => number, block: number): number {
+export function firstEndingAfter(count: number, endOf: (index: number) => number, block: number): number {
 	let low = 0;
 	let high = count;
 	while (low < high) {

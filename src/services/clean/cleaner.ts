@@ -26,6 +26,7 @@ import type { ByteRange } from "../../foundations/guest-map.ts";
 import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
 import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
+import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { provenRuns } from "./proven.ts";
 import { Quarantine } from "./quarantine.ts";
@@ -318,8 +319,7 @@ export class Cleaner {
 				.slice(0, SEGMENTS_PER_ROUND)
 				.filter((segment) => urgent || everything || this.#isDue(segment, status));
 			if (due.length === 0) return;
-			await plane.ask("flush");
-			assert(await plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
+			await makeDurable(plane, view);
 			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flatMap(({ young }) => young));
 			for (const segment of due) {
 				const { movedBytes, keptBlocks, zeroedBlocks } = await this.#mover.moveSegment(segment, view, keep);
@@ -380,37 +380,35 @@ export class Cleaner {
 	 * was reached at, or as the disk is once the guest has rested for a while.
 	 */
 	async #foldSettled(): Promise<void> {
-		const { plane, onFolded, second, closing } = this.#disk;
+		const { plane, onFolded } = this.#disk;
 		const now = this.#world.now();
 		const isDue = this.#quiet && now - this.#foldedTime >= FOLD_MS;
 		// A view holds segments: it's let go of unless it is folded now.
 		if (!isDue || isUrgent(await plane.ask("status")) || (await this.#liveBytes()) > FOLD_BYTES_MAX)
 			return await this.#forgetPoint();
 		const target = await this.#foldTarget(now);
-		if (target === undefined) return await this.#forgetPoint();
+		if (target === undefined) return;
 		const { view, unused } = target;
 		try {
-			await plane.ask("flush");
-			assert(await plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
-			this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
-			const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused, signal: closing });
-			if (moved === undefined) return;
-			this.counters.movedBytes += moved;
+			await makeDurable(plane, view);
+			if ((await this.foldView(view, unused)) === undefined) return;
 			this.#foldedTime = now;
 			this.#foldedAt = view.guestEntries;
 			await onFolded(view);
 		} finally {
-			if (this.#point === undefined) await plane.ask("releaseView", view.id);
-			else await this.#forgetPoint();
+			await plane.ask("releaseView", view.id);
 		}
 	}
 
-	/** What is worth folding now, and which of its blocks nothing uses; the view is `#point`'s or a new one. */
+	/** What is worth folding now, and which of its blocks nothing uses; the view is the caller's to release. */
 	async #foldTarget(now: number): Promise<{ view: ViewHandle; unused: readonly BlockRun[] } | undefined> {
 		const isWorthIt = ({ guestEntries }: ViewHandle): boolean =>
 			guestEntries >= this.#changedThrough && guestEntries > this.#foldedAt;
 		const point = this.#point;
-		if (point !== undefined && isWorthIt(point.view)) return { view: point.view, unused: this.#youngIn(point.volume) };
+		if (point !== undefined && isWorthIt(point.view)) {
+			this.#point = undefined;
+			return { view: point.view, unused: this.#youngIn(point.volume) };
+		}
 		await this.#forgetPoint();
 		if (now - this.#rest.since < SETTLE_MS || this.#rest.guestEntries <= this.#foldedAt) return undefined;
 		return { view: await this.#disk.plane.ask("takeView"), unused: [] };
@@ -422,13 +420,16 @@ export class Cleaner {
 		return segments.reduce((bytes, { liveSlots }) => bytes + liveSlots * BLOCK_SIZE, 0);
 	}
 
-	/** Makes the second image equal a view; it must be durable. Undefined where the disk is being closed. */
-	async foldView(view: ViewHandle): Promise<number | undefined> {
+	/**
+	 * Makes the second image equal a view, which must be durable, but for blocks that nothing in it uses. Returns the bytes moved,
+	 * undefined where the disk is being closed.
+	 */
+	async foldView(view: ViewHandle, unused: readonly BlockRun[] = []): Promise<number | undefined> {
 		assert(view.guestEntries >= this.#changedThrough, "a view is folded over newer content");
 		const { second, closing } = this.#disk;
 		// From the first block on: a fold that fails halfway leaves the second image newer than any older view.
 		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
-		const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused: [], signal: closing });
+		const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused, signal: closing });
 		this.counters.movedBytes += moved ?? 0;
 		return moved;
 	}

@@ -14,9 +14,9 @@ import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
 import { type BlockRun, BoundedRuns, blocksIn, packRuns, piecesOf, unpackRuns } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
-import { assert } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, type LogPosition } from "../../foundations/units.ts";
 import { heldBlocks } from "./held-blocks.ts";
+import { makeDurable } from "./make-durable.ts";
 import type { SecondWriter } from "./second-writer.ts";
 
 /** Runs handed to the data plane at once: bounds how long the guest waits for it. */
@@ -68,7 +68,7 @@ export class Dropper {
 	async drop(free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {
 		const view = await this.#plane.ask("takeView");
 		try {
-			await this.#makeDurable(view);
+			await makeDurable(this.#plane, view);
 			return await this.#dropIn(view, free, settledBefore);
 		} finally {
 			await this.#plane.ask("releaseView", view.id);
@@ -80,16 +80,11 @@ export class Dropper {
 	 * which its checksum wouldn't let be zeros. Returns the bytes.
 	 */
 	async giveUp(view: ViewHandle, runs: readonly BlockRun[]): Promise<number> {
-		await this.#makeDurable(view);
+		await makeDurable(this.#plane, view);
 		let droppedBytes = 0;
 		for (let from = 0; from < runs.length; from += RUNS_PER_CALL)
 			droppedBytes += await this.#apply(view, runs.slice(from, from + RUNS_PER_CALL));
 		return droppedBytes;
-	}
-
-	async #makeDurable(view: ViewHandle): Promise<void> {
-		await this.#plane.ask("flush");
-		assert(await this.#plane.ask("isDurable", view.id), "a flush that began after a view makes it durable");
 	}
 
 	async #dropIn(view: ViewHandle, free: Iterable<BlockRun>, settledBefore: LogPosition): Promise<Dropped> {

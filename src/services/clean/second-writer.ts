@@ -11,7 +11,7 @@
 import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { PlanePort } from "../../adapters/plane/messages.ts";
 import { type LiveRun, packLiveRuns, planCopies } from "../../core/cleaner/plan.ts";
-import { type BlockRun, batchesOf, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import { appendRun, type BlockRun, batchesOf, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
 import { concatBytes } from "../../foundations/bytes.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
@@ -113,9 +113,9 @@ export class SecondWriter {
 					continue;
 				}
 				const piece = bytes.subarray(i * BLOCK_SIZE, (i + 1) * BLOCK_SIZE);
-				if (piece.every((byte) => byte === 0)) zeros.push({ block: block + i, count: 1 });
+				if (piece.every((byte) => byte === 0)) appendRun(zeros, block + i, 1);
 				else {
-					runs.push({ block: block + i, count: 1 });
+					appendRun(runs, block + i, 1);
 					pieces.push(piece);
 				}
 			}
