@@ -9,13 +9,14 @@ import * as sys from "../os/syscalls.ts";
 import type { Connection } from "./connection.ts";
 import { DiskReader } from "./disk-reader.ts";
 import type { JobQueue } from "./jobs.ts";
+import type { SecondReader } from "./second-reader.ts";
 import { secondReader } from "./second-readers.ts";
 import { SlowReads } from "./slow-reads.ts";
 
 /** Jobs that read at once and are told of whenever the test likes: what a slow device does at any moment in between. */
 class EarlyJobs implements JobQueue {
 	busy = 0;
-	readonly hasSpare = true;
+	hasSpare = true;
 	readonly results: number[] = [];
 
 	queue(_op: number, fd: number, address: number, length: number, at: number): number {
@@ -38,7 +39,16 @@ function fixture() {
 	const jobs = new EarlyJobs();
 	const reads = new SlowReads(jobs, (block) => rotten.push(block));
 	const size = byteCount(2 * BLOCK_SIZE);
-	const second = secondReader({ kind: "flat", fd, size });
+	let generation = 0;
+	const flat = secondReader({ kind: "flat", fd, size });
+	const second: SecondReader = {
+		get generation() {
+			return generation;
+		},
+		plan: (from, to, push) => flat.plan(from, to, push),
+		writeTables: () => {},
+		resized: () => {},
+	};
 	const reader = new DiskReader(() => [], second, { get: (block) => sums[block]!, willNeed: () => {} });
 	const client = { reader, inFlight: 0 } as unknown as Connection;
 	const write = (block: number, value: number): void => {
@@ -47,6 +57,11 @@ function fixture() {
 	return {
 		write,
 		rotten,
+		jobs,
+		/** Places of the second image are given to other content. */
+		giveUpPlaces(): void {
+			generation++;
+		},
 		/** Begins a read of both blocks, lets `meanwhile` happen, and finishes it. */
 		read(meanwhile: () => void) {
 			assert.ok(reads.start(client, 0, 0, 0, size));
@@ -78,6 +93,17 @@ test("a block that is rotten is told of once, and the read fails where it begins
 	using f = fixture();
 	f.write(1, 9);
 	const read = f.read(() => {});
+	assert.deepEqual([read.result, read.failedAt], [-sys.EIO, BLOCK_SIZE]);
+	assert.deepEqual(f.rotten, [1]);
+});
+
+test("a read that starts over and finds no free job is compared with its checksums, too", () => {
+	using f = fixture();
+	f.write(1, 9);
+	const read = f.read(() => {
+		f.giveUpPlaces();
+		f.jobs.hasSpare = false;
+	});
 	assert.deepEqual([read.result, read.failedAt], [-sys.EIO, BLOCK_SIZE]);
 	assert.deepEqual(f.rotten, [1]);
 });

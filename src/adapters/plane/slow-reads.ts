@@ -95,7 +95,9 @@ export class SlowReads {
 			if (++read.attempts < ATTEMPTS_MAX) {
 				this.#submit(read);
 				if (read.outstanding > 0) return undefined;
-			} else this.#readHere(read);
+			}
+			// Nothing is under way: all of it was read in this thread, or is now, and wasn't compared yet.
+			this.#readHere(read);
 		} else if (read.result === 0 && this.#rottenBlock(read) !== NONE_ROTTEN) {
 			// Its blocks may have been overwritten meanwhile and moved to the same places: then their checksums are newer than
 			// what the jobs read. Both are looked at once more, with nothing in between.
