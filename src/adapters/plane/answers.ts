@@ -188,9 +188,8 @@ export class Answers {
 	/** What the page cache doesn't hold. */
 	#readSlowly(client: Connection, to: ReplyTo, offset: number, length: number): void {
 		this.#counters.slowReads++;
-		if (this.#slowReads.start(client, to.cookieHigh, to.cookieLow, offset, length)) return;
-		// No job and no memory to spare: wait here, as a thread per request would.
-		this.#answerSlow(this.#slowReads.readNow(client, to.cookieHigh, to.cookieLow, offset, length));
+		const read = this.#slowReads.start(client, to, offset, length);
+		if (read !== undefined) this.#answerSlow(read);
 	}
 
 	/** Answers a read of whole blocks that the page cache holds, without a copy; false where it doesn't hold them. */
@@ -272,9 +271,8 @@ export class Answers {
 	}
 
 	#answerSlow(read: SlowRead): void {
-		const { client, cookieHigh, cookieLow, offset, length } = read;
+		const { client, to, offset, length } = read;
 		if (client.broken) return;
-		const to = { cookieHigh, cookieLow, offsetHigh: Math.floor(offset / 0x1_0000_0000), offsetLow: offset >>> 0 };
 		if (read.result < 0) putError(client, to, errno.EIO, Math.max(offset, read.failedAt));
 		else {
 			const output = client.output;

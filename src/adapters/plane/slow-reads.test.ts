@@ -11,7 +11,7 @@ import { DiskReader } from "./disk-reader.ts";
 import type { JobQueue } from "./jobs.ts";
 import type { SecondReader } from "./second-reader.ts";
 import { secondReader } from "./second-readers.ts";
-import { SlowReads } from "./slow-reads.ts";
+import { type SlowRead, SlowReads } from "./slow-reads.ts";
 
 /** Jobs that read at once and are told of whenever the test likes: what a slow device does at any moment in between. */
 class EarlyJobs implements JobQueue {
@@ -49,7 +49,15 @@ function fixture() {
 		writeTables: () => {},
 		resized: () => {},
 	};
-	const reader = new DiskReader(() => [], second, { get: (block) => sums[block]!, willNeed: () => {} });
+	let sumsAreReadable = true;
+	const reader = new DiskReader(() => [], second, {
+		get: (block) => {
+			assert.ok(sumsAreReadable);
+			return sums[block]!;
+		},
+		willNeed: () => {},
+	});
+	const to = { cookieHigh: 0, cookieLow: 0, offsetHigh: 0, offsetLow: 0 };
 	const client = { reader, inFlight: 0 } as unknown as Connection;
 	const write = (block: number, value: number): void => {
 		writeSync(fd, new Uint8Array(BLOCK_SIZE).fill(value), 0, BLOCK_SIZE, block * BLOCK_SIZE);
@@ -58,15 +66,25 @@ function fixture() {
 		write,
 		rotten,
 		jobs,
+		breakSums(): void {
+			sumsAreReadable = false;
+		},
 		/** Places of the second image are given to other content. */
 		giveUpPlaces(): void {
 			generation++;
 		},
 		/** Begins a read of both blocks, lets `meanwhile` happen, and finishes it. */
 		read(meanwhile: () => void) {
-			assert.ok(reads.start(client, 0, 0, 0, size));
+			assert.equal(reads.start(client, to, 0, size), undefined, "under way");
 			meanwhile();
 			const read = reads.finish(jobs.results.length - 1, jobs.results.at(-1)!);
+			assert.equal(client.inFlight, 0);
+			return read!;
+		},
+		/** Reads both blocks without any job. */
+		readHere(): SlowRead {
+			jobs.hasSpare = false;
+			const read = reads.start(client, to, 0, size);
 			assert.equal(client.inFlight, 0);
 			return read!;
 		},
@@ -105,5 +123,19 @@ test("a read that starts over and finds no free job is compared with its checksu
 		f.jobs.hasSpare = false;
 	});
 	assert.deepEqual([read.result, read.failedAt], [-sys.EIO, BLOCK_SIZE]);
+	assert.deepEqual(f.rotten, [1]);
+});
+
+test("a read that finds no free job is finished at once, and compared with its checksums", () => {
+	using f = fixture();
+	const right = f.readHere();
+	assert.deepEqual([right.result, right.buffer.bytes[0], right.buffer.bytes[BLOCK_SIZE]], [0, 1, 2]);
+	f.write(1, 9);
+	const rotten = f.readHere();
+	assert.deepEqual([rotten.result, rotten.failedAt], [-sys.EIO, BLOCK_SIZE]);
+	assert.deepEqual(f.rotten, [1]);
+	f.breakSums();
+	const unknown = f.readHere();
+	assert.deepEqual([unknown.result, unknown.failedAt], [-sys.EIO, -1]);
 	assert.deepEqual(f.rotten, [1]);
 });

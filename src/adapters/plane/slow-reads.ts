@@ -7,6 +7,7 @@
 //
 // Whole blocks are read, whatever a client asked for, since checksums are of whole blocks.
 
+import type { ReplyTo } from "../../core/nbd/replies.ts";
 import { BLOCK_SIZE, roundDown, roundUp } from "../../foundations/units.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
@@ -25,8 +26,7 @@ const SUMS_UNREADABLE = -2;
 /** One read that waits for a device. */
 export interface SlowRead {
 	readonly client: Connection;
-	readonly cookieHigh: number;
-	readonly cookieLow: number;
+	readonly to: ReplyTo;
 	readonly offset: number;
 	readonly length: number;
 	/** Byte of the disk at which `buffer` begins. */
@@ -47,9 +47,8 @@ export interface SlowRead {
 export class SlowReads {
 	readonly #jobs: JobQueue;
 	readonly #onRotten: (block: number) => void;
-	readonly #byJob = new Map<number, SlowRead>();
-	/** Byte of the disk at which a job's run begins. */
-	readonly #startOfJob = new Map<number, number>();
+	/** The read that a job is part of, and the byte of the disk at which the job's run begins. */
+	readonly #byJob = new Map<number, { readonly read: SlowRead; readonly start: number }>();
 	#bytes = 0;
 
 	/** @param onRotten told of a block that doesn't match its checksum */
@@ -58,46 +57,35 @@ export class SlowReads {
 		this.#onRotten = onRotten;
 	}
 
-	get count(): number {
-		return this.#byJob.size;
-	}
-
-	/** Starts a read; false where there is no room for one more: the caller then waits for it itself. */
-	start(client: Connection, cookieHigh: number, cookieLow: number, offset: number, length: number): boolean {
-		if (this.#bytes + length > SLOW_BYTES_MAX) return false;
-		const read = newRead(client, cookieHigh, cookieLow, offset, length);
-		this.#submit(read);
-		if (read.outstanding === 0) return false;
+	/** Starts a read; undefined where it is under way. With no job or memory to spare it is waited for here, and returned. */
+	start(client: Connection, to: ReplyTo, offset: number, length: number): SlowRead | undefined {
+		const read = newRead(client, to, offset, length);
+		if (this.#bytes + length > SLOW_BYTES_MAX) {
+			this.#readHere(read);
+			return read;
+		}
+		if (!this.#submit(read)) return read;
 		this.#bytes += length;
 		client.inFlight++;
-		return true;
-	}
-
-	/** Reads now, waiting for the devices. */
-	readNow(client: Connection, cookieHigh: number, cookieLow: number, offset: number, length: number): SlowRead {
-		const read = newRead(client, cookieHigh, cookieLow, offset, length);
-		this.#readHere(read);
-		return read;
+		return undefined;
 	}
 
 	/** Takes a finished job; returns its read once all of it is there and right (or failed). */
 	finish(job: number, result: number): SlowRead | undefined {
-		const read = this.#byJob.get(job);
-		if (read === undefined) return undefined;
+		const part = this.#byJob.get(job);
+		if (part === undefined) return undefined;
 		this.#byJob.delete(job);
+		const { read, start } = part;
 		if (result < 0) {
 			read.result = result;
-			read.failedAt = this.#startOfJob.get(job) ?? -1;
+			read.failedAt = start;
 		}
 		if (--read.outstanding > 0) return undefined;
 		// A failure counts only where the blocks didn't move: a place that was given up may be cut off the file.
 		if (!this.#stillThere(read)) {
 			if (++read.attempts < ATTEMPTS_MAX) {
-				this.#submit(read);
-				if (read.outstanding > 0) return undefined;
-			}
-			// Nothing is under way: all of it was read in this thread, or is now, and wasn't compared yet.
-			this.#readHere(read);
+				if (this.#submit(read)) return undefined;
+			} else this.#readHere(read);
 		} else if (read.result === 0 && this.#rottenBlock(read) !== NONE_ROTTEN) {
 			// Its blocks may have been overwritten meanwhile and moved to the same places: then their checksums are newer than
 			// what the jobs read. Both are looked at once more, with nothing in between.
@@ -108,8 +96,11 @@ export class SlowReads {
 		return read;
 	}
 
-	/** Plans afresh and queues a job per stored run; runs that find no free job are read here. */
-	#submit(read: SlowRead): void {
+	/**
+	 * Plans afresh and queues a job per stored run; runs that find no free job are read here. False where that are all of
+	 * them: then the read is finished, and compared.
+	 */
+	#submit(read: SlowRead): boolean {
 		const { reader } = read.client;
 		reader.plan(read.start, read.buffer.bytes.length);
 		reader.readAheadSums();
@@ -124,12 +115,14 @@ export class SlowReads {
 			const address = read.buffer.address + to;
 			const job = fd >= 0 && this.#jobs.hasSpare ? this.#jobs.queue(JOB_READ, fd, address, length, fileAt) : -1;
 			if (job >= 0) {
-				this.#byJob.set(job, read);
-				this.#startOfJob.set(job, read.start + to);
+				this.#byJob.set(job, { read, start: read.start + to });
 				read.outstanding++;
 			} else read.result = Math.min(read.result, reader.readRun(run, read.buffer, to));
 			to += length;
 		}
+		if (read.outstanding > 0) return true;
+		if (read.result === 0) this.#compare(read);
+		return false;
 	}
 
 	/** Leaves the reader's plan as that of this read. */
@@ -145,6 +138,7 @@ export class SlowReads {
 		);
 	}
 
+	/** Plans afresh and reads all of it in this thread. */
 	#readHere(read: SlowRead): void {
 		const { reader } = read.client;
 		reader.plan(read.start, read.buffer.bytes.length);
@@ -155,14 +149,19 @@ export class SlowReads {
 		} catch {
 			return;
 		}
+		this.#compare(read);
+	}
+
+	/** Fails what doesn't match its checksums. The reader's plan is still that by which all of it was read just now. */
+	#compare(read: SlowRead): void {
 		const rotten = this.#rottenBlock(read);
-		if (rotten === NONE_ROTTEN) read.result = 0;
+		read.result = rotten === NONE_ROTTEN ? 0 : -sys.EIO;
 		if (rotten < 0) return;
 		read.failedAt = rotten * BLOCK_SIZE;
 		this.#onRotten(rotten);
 	}
 
-	/** First block that isn't what the reader's plan says was written, or one of the constants below. */
+	/** First block that isn't what the reader's plan says was written, or one of the constants above. */
 	#rottenBlock(read: SlowRead): number {
 		try {
 			return read.client.reader.verify(read.buffer.bytes, 0);
@@ -172,9 +171,10 @@ export class SlowReads {
 	}
 }
 
-function newRead(client: Connection, cookieHigh: number, cookieLow: number, offset: number, length: number): SlowRead {
+function newRead(client: Connection, to: ReplyTo, offset: number, length: number): SlowRead {
 	const start = roundDown(offset, BLOCK_SIZE);
 	const buffer = sys.pin(roundUp(offset + length, BLOCK_SIZE) - start);
 	const under = { runs: [], generation: 0, outstanding: 0, result: 0, failedAt: -1, attempts: 0 };
-	return { client, cookieHigh, cookieLow, offset, length, start, buffer, ...under };
+	// The caller's object is the next answer's soon.
+	return { client, to: { ...to }, offset, length, start, buffer, ...under };
 }
