@@ -195,10 +195,11 @@ export class Answers {
 	/** Answers a read of whole blocks that the page cache holds, without a copy; false where it doesn't hold them. */
 	#answerFromCache(client: Connection, to: ReplyTo, offset: number, length: number, flags: number): boolean {
 		const { output, reader, replies } = client;
-		if (!makeRoom(client, READ_HEADER_BYTES + length)) return false;
 		reader.plan(offset, length);
+		// Before room is made for bytes that holes won't need.
 		if (replies.form !== "simple" && (flags & commandFlag.DF) === 0 && hasHole(reader))
 			return this.#answerWithHoles(client, to, offset);
+		if (!makeRoom(client, READ_HEADER_BYTES + length)) return false;
 		const header = replies.readHeaderBytes;
 		if (!reader.readCached(output.memory, output.end + header)) return false;
 		const failedAt = this.#verifyRead(reader, output.memory.bytes, output.end + header, offset);
