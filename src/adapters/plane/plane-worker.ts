@@ -8,7 +8,6 @@ import { assert, isVmsweepError, VmsweepError } from "../../foundations/errors.t
 import { logPosition } from "../../foundations/units.ts";
 import { OsHostFile } from "../os/host-file.ts";
 import * as sys from "../os/syscalls.ts";
-import type { BlockSums } from "./disk-reader.ts";
 import { planeHandlers } from "./handlers.ts";
 import { HelperPool } from "./helpers.ts";
 import { type JobQueue, UringJobs } from "./jobs.ts";
@@ -58,7 +57,7 @@ function serve(setup: WorkerSetup): void {
 		log,
 		logFd: setup.logFd,
 		second,
-		sums: blockSums(sums, setup.sumsFd),
+		sums,
 		snapshots,
 		jobs,
 		batch: setup.helperMemory === null ? ReadBatch.open() : undefined,
@@ -96,14 +95,5 @@ function openJobs({ helperMemory, bell }: WorkerSetup): JobQueue {
 		"io_uring failed, which worked a moment ago. Set VMSWEEP_NO_IO_URING=1 to do without it.",
 	);
 }
-
-/** The second image's checksums as readers want them. */
-const blockSums = (sums: SecondSums, fd: number): BlockSums => ({
-	get: (block) => sums.get(block),
-	willNeed: (block, count) => {
-		const { at, length } = sums.rangeOf(block, count);
-		sys.fadvise(fd, at, length, sys.POSIX_FADV_WILLNEED);
-	},
-});
 
 serve(workerData as WorkerSetup);

@@ -137,11 +137,11 @@ export class SecondSums {
 		this.#changed.clear();
 	}
 
-	/** Where in the file the checksums of a run of blocks lie: to be read ahead. */
-	rangeOf(block: number, count: number): { readonly at: number; readonly length: number } {
+	/** The checksums of a run of blocks will be asked for soon. */
+	willNeed(block: number, count: number): void {
 		const first = divFloor(block, SUMS_PER_SECTOR);
 		const last = divFloor(block + count - 1, SUMS_PER_SECTOR);
-		return { at: HEADER_BYTES + first * SECTOR_BYTES, length: (last - first + 1) * SECTOR_BYTES };
+		this.#file.willNeed?.(byteOffset(HEADER_BYTES + first * SECTOR_BYTES), (last - first + 1) * SECTOR_BYTES);
 	}
 
 	/** First word of a sector in the cache. */
