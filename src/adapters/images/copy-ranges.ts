@@ -148,7 +148,7 @@ let shared: BatchWriter | undefined | null = null;
 
 /** One ring for all images of the process; undefined where the host has no io_uring. */
 function batchWriter(): BatchWriter | undefined {
-	if (shared === null) shared = process.env.VMSWEEP_NO_IO_URING === undefined ? BatchWriter.open() : undefined;
+	if (shared === null) shared = BatchWriter.open();
 	return shared;
 }
 

@@ -25,6 +25,9 @@ const REGISTER_BUFFERS = 0;
 const REGISTER_EVENTFD = 4;
 const ENTER_GETEVENTS = 1;
 
+/** Set to anything, all is done without io_uring although the host has it. */
+const NO_IO_URING = "VMSWEEP_NO_IO_URING";
+
 /** Told of one finished call: what it was submitted with, and its result or negated errno. */
 export type OnCompletion = (id: number, result: number) => void;
 
@@ -44,8 +47,9 @@ export class IoUring {
 	#unsubmitted = 0;
 	#tail = 0;
 
-	/** Undefined where the host has no io_uring, or forbids it. `entries` is a power of two. */
+	/** Undefined where the host has no io_uring or forbids it, or the user does. `entries` is a power of two. */
 	static open(entries: number): IoUring | undefined {
+		if (process.env[NO_IO_URING] !== undefined) return undefined;
 		const params = sys.pin(PARAMS_BYTES);
 		const fd = sys.ioUringSetup(entries, params.address);
 		if (fd < 0) return undefined;

@@ -16,10 +16,8 @@ import type {
 	WorkerSetup,
 } from "./messages.ts";
 
-/** Threads for flushes and reads that miss the page cache, where the host has no io_uring: a flush, some reads beside it. */
+/** Threads for flushes and reads that miss the page cache, where there is no io_uring: a flush, some reads beside it. */
 const HELPER_COUNT = 4;
-/** Set to anything, helper threads are used although the host has io_uring. */
-const NO_IO_URING = "VMSWEEP_NO_IO_URING";
 
 /** What a disk's threads need; the descriptors stay open until `stopped` resolves. */
 export interface DataPlaneSetup extends Omit<WorkerSetup, "helperMemory" | "bell"> {
@@ -154,7 +152,7 @@ export class DataPlane implements PlanePort, AsyncDisposable {
 }
 
 function canUseRing(bell: number): boolean {
-	const jobs = process.env[NO_IO_URING] === undefined ? UringJobs.open(bell) : undefined;
+	const jobs = UringJobs.open(bell);
 	jobs?.close();
 	return jobs !== undefined;
 }
