@@ -14,11 +14,11 @@
 // Sectors are never torn inside: qcow2 has no checksums, so neither QEMU nor anybody else could bear that.
 
 import assert from "node:assert/strict";
-import { constants, inflateRawSync, zstdDecompressSync } from "node:zlib";
+import { unpackSync } from "../../src/adapters/images/unpack.ts";
+import type { Qcow2Header } from "../../src/core/images/qcow2/header.ts";
 import { Qcow2Store, type StoreFile, type TableWrite } from "../../src/core/images/qcow2/store.ts";
 import { SyncTables } from "../../src/core/images/qcow2/sync-tables.ts";
 import type { StoredRun } from "../../src/core/images/qcow2/tables.ts";
-import { zstdFrameLength } from "../../src/core/images/qcow2/zstd-frame.ts";
 import { isVmsweepError } from "../../src/foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../src/foundations/units.ts";
 import { checkQcow2 } from "./qcow2-checker.ts";
@@ -74,6 +74,7 @@ export class StoreHistory {
 	/** How a data plane reads. */
 	#plane: SyncTables | undefined;
 	#clusterSize = 0;
+	#compression: Qcow2Header["compression"] = "deflate";
 
 	constructor(base: Base, seed: number, mutant: StoreMutant, tally: StoreTally) {
 		this.#base = base;
@@ -252,6 +253,7 @@ export class StoreHistory {
 		const parts = { path: PATH, file, hostBlock: 4096, below: backing, decompress, ...file.tables };
 		const store = await Qcow2Store.open(parts);
 		this.#clusterSize = store.header.clusterSize;
+		this.#compression = store.header.compression;
 		this.#plane = new SyncTables({ read: (at, into) => this.#readNow(at, into) }, store.header, PATH, 1);
 		return store;
 	}
@@ -289,11 +291,7 @@ export class StoreHistory {
 			into.set(this.#base.below.subarray(start, start + into.length));
 		else if (kind === "compressed") {
 			const packed = this.#sim.contents().subarray(host, host + compressedLength);
-			const frame = zstdFrameLength(packed);
-			const cluster =
-				frame !== undefined && new DataView(this.#base.bytes.buffer, this.#base.bytes.byteOffset).getUint8(104) === 1
-					? zstdDecompressSync(packed.subarray(0, frame))
-					: inflateRawSync(packed, { finishFlush: constants.Z_SYNC_FLUSH, maxOutputLength: this.#clusterSize });
+			const cluster = unpackSync(this.#compression, packed, this.#clusterSize);
 			const inCluster = start % this.#clusterSize;
 			into.set(cluster.subarray(inCluster, inCluster + into.length));
 		}

@@ -27,12 +27,11 @@
 //  - a cluster that is written in place keeps its place, and the write touches none of its absent blocks
 
 import { readSync, writeSync } from "node:fs";
-import { constants, inflateRawSync, zstdDecompressSync } from "node:zlib";
 import { SyncTables } from "../../core/images/qcow2/sync-tables.ts";
 import type { StoredRun } from "../../core/images/qcow2/tables.ts";
-import { zstdFrameLength } from "../../core/images/qcow2/zstd-frame.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import type { Qcow2Layout, SecondLayout, TableUpdate } from "../images/second-layout.ts";
+import { unpackSync } from "../images/unpack.ts";
 import { ioError } from "../images/write-run.ts";
 import * as sys from "../os/syscalls.ts";
 import { BROKEN_RUN, PACKED_RUN, type PushRun, type SecondReader, ZERO_RUN } from "./second-reader.ts";
@@ -137,10 +136,7 @@ export class Qcow2Reader implements SecondReader {
 		if (kept !== undefined) return kept;
 		const packed = new Uint8Array(Math.min(compressedLength, this.#file.end(host + compressedLength) - host));
 		this.#file.read(host, packed);
-		const cluster =
-			this.#layout.header.compression === "deflate"
-				? inflateRawSync(packed, { finishFlush: constants.Z_SYNC_FLUSH, maxOutputLength: clusterSize })
-				: zstdDecompressSync(packed.subarray(0, zstdFrameLength(packed) ?? 0), { maxOutputLength: clusterSize });
+		const cluster = unpackSync(this.#layout.header.compression, packed, clusterSize);
 		if (cluster.length !== clusterSize) throw new VmsweepError("IMAGE_DAMAGED", "a packed cluster is too short");
 		if (this.#unpacked.size >= Math.max(1, UNPACKED_BYTES / clusterSize))
 			this.#unpacked.delete(this.#unpacked.keys().next().value!);
