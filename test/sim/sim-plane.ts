@@ -91,8 +91,7 @@ export class SimPlane implements PlanePort {
 			get stalledCount() {
 				return stalled();
 			},
-			refuseWhenFull: false,
-			resumeStalled: () => {},
+			refuseWhenFull: () => {},
 			attach: () => {
 				throw new RangeError("no clients here");
 			},

@@ -33,7 +33,6 @@ export type CalledPlane = Pick<
 	| "drain"
 	| "stop"
 	| "refuseWhenFull"
-	| "resumeStalled"
 >;
 
 /** What the calls work on besides the plane. */

@@ -115,8 +115,7 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(bytes + log.trimFile());
 		},
 		refuseWhenFull: (refuse, done) => {
-			plane.refuseWhenFull = refuse;
-			plane.resumeStalled();
+			plane.refuseWhenFull(refuse);
 			done(undefined);
 		},
 		stop: (_, done, fail) => {

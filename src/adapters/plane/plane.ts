@@ -181,16 +181,9 @@ export class Plane {
 		return this.#clients.stalledCount;
 	}
 
-	/** True: clients that find no room get ENOSPC now instead of waiting for the cleaner. */
-	get refuseWhenFull(): boolean {
-		return this.#room.refuseWhenFull;
-	}
-	set refuseWhenFull(refuse: boolean) {
+	/** True: clients that find no room, or wait for some, get ENOSPC now instead of waiting for the cleaner. */
+	refuseWhenFull(refuse: boolean): void {
 		this.#room.refuseWhenFull = refuse;
-	}
-
-	/** Lets clients that wait for room try again. */
-	resumeStalled(): void {
 		this.#room.resume();
 	}
 
@@ -251,8 +244,7 @@ export class Plane {
 
 	/** See `Clients.drain`. Writes that find no room are refused: nobody will make any. */
 	readonly drain = (limitMs: number, done: () => void): void => {
-		this.refuseWhenFull = true;
-		this.resumeStalled();
+		this.refuseWhenFull(true);
 		this.#clients.drain(limitMs, done);
 	};
 
