@@ -1,7 +1,7 @@
 // Handlers: what the data plane does when the control plane asks. They run between two rounds of requests, so
 // everything that they change is seen by the next round, and by nothing in between.
 
-import { ABSENT, UNDO_STRIDE, ZERO } from "../../core/log/first-image.ts";
+import { ABSENT, type FirstImage, UNDO_STRIDE, ZERO } from "../../core/log/first-image.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
 import type { CalledPlane, Handlers, PlaneFiles } from "./called.ts";
@@ -175,12 +175,9 @@ function withOffsets(plane: CalledPlane, triples: Float64Array): Float64Array {
 
 /** See `locate` in messages.ts. */
 function locate(plane: CalledPlane, view: number, block: number, count: number): Float64Array {
-	const { log } = plane;
+	const { log, viewPoints } = plane;
 	const found: number[] = [];
-	plane.viewPoints.view(view).runs(block, count, (value, start, length) => {
-		if (value === ABSENT || value === ZERO) found.push(start, length, value, -1, -1);
-		else found.push(start, length, value, log.offsetOfSlot(value), log.positionOfSlot(value));
-	});
+	viewPoints.view(view).runs(block, count, (value, start, length) => pushLocated(found, log, value, start, length));
 	return Float64Array.from(found);
 }
 
@@ -191,12 +188,14 @@ function locateLogged(plane: CalledPlane, view: number, block: number, count: nu
 	const past = viewPoints.view(view);
 	log.resolve(block, count, (now, from, length) => {
 		if (now === ABSENT) return;
-		past.runs(from, length, (value, start, run) => {
-			if (value === ABSENT || value === ZERO) found.push(start, run, value, -1, -1);
-			else found.push(start, run, value, log.offsetOfSlot(value), log.positionOfSlot(value));
-		});
+		past.runs(from, length, (value, start, run) => pushLocated(found, log, value, start, run));
 	});
 	return Float64Array.from(found);
+}
+
+function pushLocated(found: number[], log: FirstImage, value: number, start: number, length: number): void {
+	if (value === ABSENT || value === ZERO) found.push(start, length, value, -1, -1);
+	else found.push(start, length, value, log.offsetOfSlot(value), log.positionOfSlot(value));
 }
 
 /** See `undoable` in messages.ts. */
