@@ -29,20 +29,20 @@ const DATA = 0;
 /** Runs of some window: pushed in order and without gap, as [start, end, status]. */
 type PushRun = (start: number, end: number, status: number) => void;
 
-/** The allocation of `[offset, offset + length)`; ends early where the disk is in very many pieces. */
+/**
+ * The allocation of `[offset, offset + length)`; ends early where the disk is in very many pieces. `reader` must not plan
+ * anything else while these runs are pulled.
+ */
 export function allocationRuns(reader: DiskReader, offset: number, length: number): Generator<StatusRun> {
 	return windows(offset, length, function* (from, to) {
 		reader.plan(from, to - from);
-		// The reader's plan is overwritten by its next use: keep this window's.
-		const runs = Array.from({ length: reader.count }, (_, i) => {
-			const isStored = reader.position[i]! < 0 && reader.fd[i]! >= 0;
-			return { fd: reader.fd[i]!, fileAt: reader.fileAt[i]!, length: reader.length[i]!, isStored };
-		});
 		let start = from;
-		for (const run of runs) {
-			const end = start + run.length;
-			if (run.isStored) yield* storedRuns(run.fd, run.fileAt, start, end);
-			else yield { start, end, status: run.fd === ZERO_RUN ? HOLE : DATA };
+		// The plan stays until the next window's: who pulls these runs uses no reader in between.
+		for (let run = 0; run < reader.count; run++) {
+			const fd = reader.fd[run]!;
+			const end = start + reader.length[run]!;
+			if (fd >= 0 && reader.position[run]! < 0) yield* storedRuns(fd, reader.fileAt[run]!, start, end);
+			else yield { start, end, status: fd === ZERO_RUN ? HOLE : DATA };
 			start = end;
 		}
 	});
