@@ -1,14 +1,13 @@
 // Client setup: what the data plane is told about a client whose handshake is done.
 
 import type { NbdClient } from "../adapters/nbd/listener.ts";
-import type { ClientContext, ClientSetup, Liveness } from "../adapters/plane/connection.ts";
+import { type ClientContext, type ClientSetup, type Liveness, NOTHING_PROVEN } from "../adapters/plane/connection.ts";
 
 /** What clients of an export may do, and for how long they may be silent. */
 export type ClientLimits = Pick<ClientSetup, "readOnly" | "requestTimeoutMs" | "idleTimeoutMs" | "clientsMax">;
 
 /** A client that wants to know what is live waits this long for a round of the cleaner to end; then nothing is proven. */
 const PROVEN_TIMEOUT_MS = 20_000;
-const NOTHING_PROVEN: Liveness = { runs: new Float64Array(0) };
 
 /** `proven` is asked only where the client has selected `vmsweep:liveness`. */
 export async function clientSetup(

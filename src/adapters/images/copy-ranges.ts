@@ -126,7 +126,7 @@ export class RangeCopier {
 		const pieces: PlacedBytes[] = [];
 		for (const { from, to, length } of stretch.toSorted((a, b) => a.to - b.to))
 			pieces.push({ at: to, address: memory.address + from - start, length });
-		const result = await batch.write(this.#target.fd, pieces, [memory]);
+		const result = await batch.write(this.#target.fd, pieces, memory);
 		if (result !== undefined && result < 0) throw hostError(result, `${this.#path}: writing failed`);
 		return result !== undefined;
 	}

@@ -39,10 +39,10 @@ export class BatchWriter {
 	}
 
 	/**
-	 * Writes all pieces. Returns 0 or the first negated errno; others may have been written then. `keep` holds their memory.
+	 * Writes all pieces, parts of `memory`. Returns 0 or the first negated errno; others may have been written then.
 	 * Undefined where the kernel refuses the ring, now and from then on: write all pieces in another way.
 	 */
-	async write(fd: number, pieces: readonly PlacedBytes[], keep: readonly sys.Pinned[]): Promise<number | undefined> {
+	async write(fd: number, pieces: readonly PlacedBytes[], memory: sys.Pinned): Promise<number | undefined> {
 		const before = this.#last;
 		const { promise, resolve } = Promise.withResolvers<void>();
 		this.#last = promise;
@@ -50,8 +50,8 @@ export class BatchWriter {
 		try {
 			return await this.#writeAll(fd, pieces);
 		} finally {
-			// Nothing is under way any more.
-			keep.at(0)?.bytes.at(0);
+			// Referenced until here, where nothing is under way any more.
+			memory.bytes.at(0);
 			resolve();
 		}
 	}

@@ -22,7 +22,7 @@ import { BLOCK_SIZE, roundDown, roundUp } from "../../foundations/units.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
 import { allocationRuns, changedRuns, livenessRuns } from "./allocation.ts";
-import type { ClientContext, Connection, Liveness } from "./connection.ts";
+import { type ClientContext, type Connection, NOTHING_PROVEN } from "./connection.ts";
 import type { PlaneCounters } from "./counters.ts";
 import { type DiskReader, ZERO_RUN } from "./disk-reader.ts";
 import type { Flushes } from "./flushes.ts";
@@ -348,15 +348,15 @@ function makeRoom(client: Connection, bytes: number): boolean {
 	return client.output.reserve(bytes);
 }
 
-const NOTHING_PROVEN: Liveness = { runs: new Float64Array(0) };
-
 /** Are there zeros in the reader's plan that are worth a chunk of their own? */
 function hasHole(reader: DiskReader): boolean {
-	if (reader.count === 1) return reader.fd[0] === ZERO_RUN;
-	for (let run = 0; run < reader.count; run++)
-		if (reader.fd[run] === ZERO_RUN && reader.length[run]! >= HOLE_BYTES_MIN) return true;
+	for (let run = 0; run < reader.count; run++) if (isHole(reader, run)) return true;
 	return false;
 }
+
+/** All of a read may be a hole, however small: that costs no chunk more. */
+const isHole = (reader: DiskReader, run: number): boolean =>
+	reader.fd[run] === ZERO_RUN && (reader.length[run]! >= HOLE_BYTES_MIN || reader.count === 1);
 
 /** A part of a read that becomes one chunk; in bytes of the disk. */
 interface ReadPart {
@@ -371,10 +371,10 @@ function partsOf(reader: DiskReader, offset: number): ReadPart[] {
 	let at = offset;
 	for (let run = 0; run < reader.count; run++) {
 		const length = reader.length[run]!;
-		const isHole = reader.fd[run] === ZERO_RUN && (length >= HOLE_BYTES_MIN || reader.count === 1);
+		const part = { at, length, isHole: isHole(reader, run) };
 		const last = parts.at(-1);
-		if (last?.isHole === isHole) last.length += length;
-		else parts.push({ at, length, isHole });
+		if (last?.isHole === part.isHole) last.length += length;
+		else parts.push(part);
 		at += length;
 	}
 	return parts;

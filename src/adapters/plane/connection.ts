@@ -67,6 +67,7 @@ export interface Liveness {
 	 */
 	readonly runs: Float64Array;
 }
+export const NOTHING_PROVEN: Liveness = { runs: new Float64Array(0) };
 /** In place of a position: the guest uses these blocks. */
 export const LIVE = -1;
 

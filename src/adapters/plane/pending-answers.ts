@@ -37,7 +37,7 @@ export class PendingAnswers {
 	count = 0;
 
 	/** Owes an answer to a request; `length` as in the array of that name. */
-	push(kind: number, to: AnsweredRequest, length: number, contexts: number = ALL_CONTEXTS): number {
+	push(kind: number, to: AnsweredRequest, length: number, contexts: number = ALL_CONTEXTS): void {
 		const index = this.count++;
 		this.kind[index] = kind;
 		this.cookieHigh[index] = to.cookieHigh;
@@ -47,7 +47,6 @@ export class PendingAnswers {
 		this.length[index] = length;
 		this.flags[index] = to.flags;
 		this.contexts[index] = contexts;
-		return index;
 	}
 
 	/** Turns an owed answer into an error, unless it is one already. */

@@ -97,7 +97,6 @@ export class ReadBatch {
 	/** Fetches all that was taken. The output then holds the replies of those that succeeded; `onFailed` is told the others. */
 	complete(client: Connection, onFailed: OnFailed): void {
 		const count = this.#count;
-		if (count === 0) return;
 		this.#count = 0;
 		this.#fetch(count);
 		const { output, reader, replies } = client;

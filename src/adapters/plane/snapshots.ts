@@ -149,11 +149,6 @@ export class Snapshots {
 		this.#find(name).lost.add(block);
 	}
 
-	/** Blocks that a snapshot has lost itself. */
-	lostBy(name: string): number[] {
-		return [...this.#find(name).lost];
-	}
-
 	/** Clients that read a snapshot. Throws FILE_NOT_FOUND. */
 	readersOf(name: string): number {
 		return this.#find(name).readers;
