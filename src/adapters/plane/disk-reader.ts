@@ -158,18 +158,29 @@ export class DiskReader {
 	 * is rotten, or -1. Where nothing is known of a block, it's taken as it is.
 	 */
 	verify(bytes: Uint8Array, at: number): number {
-		const firstBlock = this.#firstBlock;
 		for (let check = 0; check < this.#checks; check++) {
-			const log = this.#checkLog[check];
 			const block = this.#checkBlock[check]!;
-			const slot = this.#checkSlot[check]!;
+			const from = at + (block - this.#firstBlock) * BLOCK_SIZE;
 			const count = this.#checkCount[check]!;
-			for (let i = 0; i < count; i++) {
-				const sum = log === undefined ? this.#sums.get(block + i) : log.sumOfSlot(slot + i);
-				if (sum === 0) continue;
-				const from = at + (block + i - firstBlock) * BLOCK_SIZE;
-				if (crc32(bytes.subarray(from, from + BLOCK_SIZE)) !== sum) return block + i;
-			}
+			const rotten = this.#firstRotten(this.#checkLog[check], this.#checkSlot[check]!, block, count, bytes, from);
+			if (rotten >= 0) return rotten;
+		}
+		return -1;
+	}
+
+	/** The first of `count` blocks, read to `at` in `bytes`, that doesn't match its checksum, or -1. */
+	#firstRotten(
+		log: FirstImage | undefined,
+		slot: number,
+		block: number,
+		count: number,
+		bytes: Uint8Array,
+		at: number,
+	): number {
+		for (let i = 0; i < count; i++) {
+			const sum = log === undefined ? this.#sums.get(block + i) : log.sumOfSlot(slot + i);
+			const from = at + i * BLOCK_SIZE;
+			if (sum !== 0 && crc32(bytes.subarray(from, from + BLOCK_SIZE)) !== sum) return block + i;
 		}
 		return -1;
 	}
@@ -195,13 +206,8 @@ export class DiskReader {
 		bytes: Uint8Array,
 		at: number,
 	): number {
-		const block = offset / BLOCK_SIZE;
-		for (let i = 0; i * BLOCK_SIZE < length; i++) {
-			const sum = log === undefined ? this.#sums.get(block + i) : log.sumOfSlot(slot + i);
-			const from = at + i * BLOCK_SIZE;
-			if (sum !== 0 && crc32(bytes.subarray(from, from + BLOCK_SIZE)) !== sum) return offset + i * BLOCK_SIZE;
-		}
-		return -1;
+		const rotten = this.#firstRotten(log, slot, offset / BLOCK_SIZE, length / BLOCK_SIZE, bytes, at);
+		return rotten < 0 ? -1 : rotten * BLOCK_SIZE;
 	}
 
 	/** Fetches the planned runs into `target` at `targetAt`; false where the page cache does not hold them all. */
