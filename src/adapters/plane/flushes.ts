@@ -38,11 +38,11 @@ export class Flushes {
 	#waiting: FlushWaiter[] = [];
 	/** Wait for the flush that is running. */
 	#flushing: FlushWaiter[] = [];
-	/** The log's flush that is running, or -1. */
-	#job = -1;
+	/** A flush of the log is running: what it covers is set, and it hasn't ended. */
+	#isRunning = false;
 	#position: LogPosition = logPosition(0);
-	/** Other files that are being made durable, by job. */
-	readonly #others = new Map<number, (result: number) => void>();
+	/** Who is told of a file that is being made durable, by job. */
+	readonly #byJob = new Map<number, (result: number) => void>();
 
 	constructor(parts: FlushesParts) {
 		this.#parts = parts;
@@ -53,17 +53,17 @@ export class Flushes {
 		this.#waiting.push(done);
 	}
 
-	/** Makes another file of the disk durable; tells `done` 0 or a negated errno. */
+	/** Makes a file of the disk durable, in this thread where there is no job left; tells `done` 0 or a negated errno. */
 	datasync(fd: number, done: (result: number) => void): void {
 		const job = this.#parts.jobs.queue(JOB_DATASYNC, fd, 0, 0, 0);
-		if (job >= 0) this.#others.set(job, done);
+		if (job >= 0) this.#byJob.set(job, done);
 		else done(sys.fdatasync(fd));
 	}
 
 	/** Begins a flush where somebody waits for one, or where it frees segments for clients that wait for room. */
 	begin(): void {
-		if (this.#job >= 0) return;
-		const { log, logFd, jobs, room, counters } = this.#parts;
+		if (this.#isRunning) return;
+		const { log, logFd, room, counters } = this.#parts;
 		if (this.#waiting.length === 0 && !(room.isAwaited && log.needsFlush)) return;
 		this.#flushing = this.#waiting;
 		this.#waiting = [];
@@ -73,25 +73,21 @@ export class Flushes {
 		}
 		this.#position = log.beginFlush();
 		counters.datasyncs++;
-		this.#job = jobs.queue(JOB_DATASYNC, logFd, 0, 0, 0);
-		if (this.#job < 0) this.#end(sys.fdatasync(logFd));
+		this.#isRunning = true;
+		this.datasync(logFd, this.#end);
 	}
 
 	/** Takes a finished job; false where it is none of these. */
 	finish(job: number, result: number): boolean {
-		if (job === this.#job) {
-			this.#job = -1;
-			this.#end(result);
-			return true;
-		}
-		const done = this.#others.get(job);
+		const done = this.#byJob.get(job);
 		if (done === undefined) return false;
-		this.#others.delete(job);
+		this.#byJob.delete(job);
 		done(result);
 		return true;
 	}
 
-	#end(result: number): void {
+	readonly #end = (result: number): void => {
+		this.#isRunning = false;
 		const { log, room, onPoisoned } = this.#parts;
 		const usedBefore = log.usedBytes;
 		try {
@@ -108,7 +104,7 @@ export class Flushes {
 		}
 		this.#answer(0);
 		if (log.usedBytes < usedBefore) room.resume();
-	}
+	};
 
 	#answer(error: number): void {
 		const waiters = this.#flushing;
