@@ -234,6 +234,10 @@ export const ioUringEnterAsync = (fd: number, submit: number, minimum: number, f
 export const ioUringRegister = (fd: number, what: number, argument: number, count: number): number =>
 	checked(rawSyscall(NR_IO_URING_REGISTER, fd, what, argument, count, 0, 0));
 
+/** Of the calling thread; `attribute` is a struct sched_attr. */
+export const schedSetattr = (attribute: number): number =>
+	checked(rawSyscall(process.arch === "x64" ? 314 : 274, 0, attribute, 0, 0, 0, 0));
+
 /** Allocates `length` zeroed bytes outside of the JavaScript heap, where the collector never moves them. */
 export function pin(length: number): Pinned {
 	// A backing store under 64 bytes may live inside the heap object.

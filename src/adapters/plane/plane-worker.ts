@@ -7,6 +7,7 @@ import { SecondSums } from "../../core/log/second-sums.ts";
 import { assert, isVmsweepError, VmsweepError } from "../../foundations/errors.ts";
 import { logPosition } from "../../foundations/units.ts";
 import { OsHostFile } from "../os/host-file.ts";
+import { askForSlices } from "../os/scheduling.ts";
 import * as sys from "../os/syscalls.ts";
 import { planeHandlers } from "./handlers.ts";
 import { HelperPool } from "./helpers.ts";
@@ -18,7 +19,11 @@ import type { SecondReader } from "./second-reader.ts";
 import { secondReader } from "./second-readers.ts";
 import { Snapshots } from "./snapshots.ts";
 
+/** The cleaner, the client and the kernel's own work share processors with this thread: it must not wait for their slices to end. */
+const SLICE_NS = 100_000;
+
 function serve(setup: WorkerSetup): void {
+	askForSlices(SLICE_NS);
 	const port = parentPort;
 	assert(port !== null, "the data plane runs in a worker thread");
 	const say = (reply: PlaneReply): void => port.postMessage(reply);
