@@ -266,6 +266,8 @@ async function measure(
 		await runFio(server.uri, WARM_UP, { sizeBytes: usedBytes, seconds: WARM_UP_SECONDS });
 		if (state === "cold") await forgetCached(place.folder);
 	}
+	// The cleaner goes by what the guest does: first it has to see that.
+	if (workload.operationsPerSecondMax !== undefined) await runClient(server, workload, usedBytes, WARM_UP_SECONDS);
 	// Asking vmsweep what it moved takes it processor time, so that comes outside of the rest.
 	const movedBefore = await server.movedBytes();
 	const before = usageOf(server);

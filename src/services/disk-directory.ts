@@ -15,6 +15,7 @@ import { type FileHandle, open } from "node:fs/promises";
 import { resolve } from "node:path";
 import { removeRecord, writeRecord } from "../adapters/images/durable-json.ts";
 import { openSecondImage } from "../adapters/images/open-second.ts";
+import { SpaceReturner } from "../adapters/images/punch.ts";
 import type { FileMark, ImageFingerprint, SecondImage } from "../adapters/images/second-image.ts";
 import { ioError } from "../adapters/images/write-run.ts";
 import { isDiskLocked, lockDisk } from "../adapters/os/locks.ts";
@@ -53,6 +54,7 @@ interface DiskParts {
 	readonly path: string;
 	readonly description: DiskDescription;
 	readonly first: FileHandle;
+	readonly firstSpace: SpaceReturner;
 	readonly second: SecondImage;
 	readonly sums: FileHandle;
 	readonly snapshots: DiskSnapshots;
@@ -88,7 +90,18 @@ export async function openDiskDirectory(path: string, options: OpenDiskOptions =
 		snapshots = await DiskSnapshots.open(directory);
 		await removeRecord(closedPath(directory));
 		const how = { wasClean: closed !== undefined, wasChanged: change !== undefined };
-		return new DiskDirectory({ path: directory, description, first, second, sums, snapshots, record, ...how });
+		const firstSpace = await SpaceReturner.of(first, firstImagePath(directory), "file");
+		return new DiskDirectory({
+			path: directory,
+			description,
+			first,
+			firstSpace,
+			second,
+			sums,
+			snapshots,
+			record,
+			...how,
+		});
 	} catch (error) {
 		await snapshots?.close();
 		await sums?.close();
@@ -130,6 +143,8 @@ export class DiskDirectory implements AsyncDisposable {
 	readonly path: string;
 	readonly second: SecondImage;
 	readonly snapshots: DiskSnapshots;
+	/** Gives space of first.log back. */
+	readonly firstSpace: SpaceReturner;
 	/** Somebody else changed the second image, and the user accepts it. */
 	readonly wasChanged: boolean;
 	/** False after a crash: the log then recovers to what was durable. */
@@ -142,10 +157,11 @@ export class DiskDirectory implements AsyncDisposable {
 	#isRecordKnown = true;
 	#isOpen = true;
 
-	constructor({ path, description, first, second, sums, snapshots, record, ...how }: DiskParts) {
+	constructor({ path, description, first, firstSpace, second, sums, snapshots, record, ...how }: DiskParts) {
 		this.path = path;
 		this.#description = description;
 		this.#first = first;
+		this.firstSpace = firstSpace;
 		this.second = second;
 		this.#sums = sums;
 		this.snapshots = snapshots;

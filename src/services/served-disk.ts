@@ -102,12 +102,14 @@ export class ServedDisk implements AsyncDisposable {
 	readonly #upkeep: Upkeep;
 	readonly #onEvent: (line: string) => void;
 	readonly #closing = new AbortController();
-	/** Ends a pause between rounds early. */
+	/** Ends a pause between rounds, or a rest within one, early. */
 	#wake: () => void = () => {};
 	#cleaning: Promise<void> | undefined;
 	#flushing: Promise<void>;
 	/** The round in progress; rounds never overlap. */
 	#round: Promise<unknown> = Promise.resolve();
+	/** How many wait for its end. */
+	#queued = 0;
 	/** However often clients come and go, one of these at most keeps the cleaner from its work. */
 	readonly #proven = shared((): Promise<Liveness> => this.#exclusive(() => this.#cleaner.proven()));
 	#hopelessRounds = 0;
@@ -126,12 +128,13 @@ export class ServedDisk implements AsyncDisposable {
 		this.#onEvent = onEvent;
 		this.path = directory.path;
 		this.name = basename(directory.path);
-		const { firstFd, second, snapshots } = directory;
+		const { firstFd, firstSpace, second, snapshots } = directory;
 		const readView: ReadView = (view) => viewSource(plane, view, firstFd, second, this.size);
 		this.#cleaner = new Cleaner(
 			{
 				plane,
 				firstFd,
+				firstSpace,
 				second,
 				readView,
 				quarantineMs,
@@ -145,6 +148,7 @@ export class ServedDisk implements AsyncDisposable {
 				beforeChange: () => directory.recordStand({ ...directory.stand, state: "needs-first-image" }),
 				onFolded: ({ position }) => this.#recordStand("stands", position),
 				closing: this.#closing.signal,
+				rest: (milliseconds) => this.#pause(milliseconds),
 			},
 			opened,
 		);
@@ -426,7 +430,10 @@ export class ServedDisk implements AsyncDisposable {
 		const before = this.#round;
 		const { promise, resolve } = Promise.withResolvers<void>();
 		this.#round = promise;
+		this.#queued++;
+		this.#wake();
 		await before;
+		this.#queued--;
 		try {
 			return await work();
 		} finally {
@@ -434,18 +441,24 @@ export class ServedDisk implements AsyncDisposable {
 		}
 	}
 
-	async #pause(milliseconds: number): Promise<void> {
-		await Promise.race([this.#sleep(milliseconds), new Promise<void>((resolve) => (this.#wake = resolve))]);
+	/** True where it wasn't ended early: somebody waits, or wants the next round. */
+	async #pause(milliseconds: number): Promise<boolean> {
+		if (this.#queued > 0) return false;
+		const woken = new Promise<boolean>((resolve) => {
+			this.#wake = () => resolve(false);
+		});
+		return await Promise.race([this.#sleep(milliseconds), woken]);
 	}
 
-	#sleep(milliseconds: number): Promise<void> {
+	/** False where the disk is being closed. */
+	#sleep(milliseconds: number): Promise<boolean> {
 		const { signal } = this.#closing;
-		if (signal.aborted) return Promise.resolve();
+		if (signal.aborted) return Promise.resolve(false);
 		return new Promise((resolve) => {
 			const end = (): void => {
 				clearTimeout(timer);
 				signal.removeEventListener("abort", end);
-				resolve();
+				resolve(!signal.aborted);
 			};
 			const timer = setTimeout(end, milliseconds);
 			signal.addEventListener("abort", end);

@@ -255,6 +255,7 @@ export class Upkeep {
 		const [from, to] = [Math.min(size, before) / BLOCK_SIZE, Math.max(size, before) / BLOCK_SIZE];
 		for (let block = from; block < to; block += FORGOTTEN_AT_ONCE)
 			await plane.ask("forgetSums", Float64Array.of(block, Math.min(FORGOTTEN_AT_ONCE, to - block)));
+		await plane.ask("flushSums");
 		if (size < before) await second.resize(byteCount(size));
 		await second.flush();
 		this.#parts.cleaner.resized();

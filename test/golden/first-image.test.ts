@@ -116,7 +116,7 @@ for (let version = 1; version <= FORMAT_VERSION; version++)
 			assert.equal(image.sumOfSlot(image.get(101)), crc32(filled(0x33, 1).bytes));
 			assert.equal(image.sumOfSlot(image.get(4)), crc32(filled(0x22, 1).bytes), "a run of one block");
 			const [first] = image.segments();
-			assert.deepEqual([...image.liveRuns(first!.sequence)], [3, 1, image.get(3)]);
+			assert.deepEqual([...image.liveRuns(first!.sequence).runs], [3, 1, image.get(3)]);
 			assert.deepEqual(image.scrub(first!.sequence).rotten, []);
 		}
 		assert.deepEqual(versionsIn(file).superblocks, [FORMAT_VERSION, FORMAT_VERSION]);

@@ -357,7 +357,7 @@ describe("contexts", () => {
 		await plane.ask("flush");
 		for (const { sequence, state } of await plane.ask("segments")) {
 			if (state !== "sealed") continue;
-			const live = await plane.ask("liveRuns", sequence);
+			const { runs: live } = await plane.ask("liveRuns", { sequence, from: 0 });
 			const runs: number[] = [];
 			for (let i = 0; i < live.length; i += 4) {
 				const bytes = await writer.read(live[i]! * k, live[i + 1]! * k);

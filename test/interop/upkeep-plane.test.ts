@@ -34,11 +34,12 @@ function operators(
 ): { readonly cleaner: Cleaner; readonly upkeep: Upkeep } {
 	const { quarantineMs = 0, plane = server.plane, world } = options;
 	const { directory } = server;
-	const { firstFd, second, snapshots } = directory;
+	const { firstFd, firstSpace, second, snapshots } = directory;
 	const cleaner = new Cleaner(
 		{
 			plane,
 			firstFd,
+			firstSpace,
 			second,
 			readView: (view) => viewSource(plane, view, firstFd, second, byteCount(server.size)),
 			newestSnapshot: () => snapshots.newest,
@@ -46,6 +47,7 @@ function operators(
 			beforeChange: () => Promise.resolve(),
 			onFolded: () => Promise.resolve(),
 			closing: new AbortController().signal,
+			rest: () => Promise.resolve(true),
 			quarantineMs,
 		},
 		// Of a new disk.
@@ -354,7 +356,6 @@ for (const first of ["round", "proven"] as const)
 				},
 				allocated: ({ held }) => held,
 				now: () => performance.now(),
-				rest: () => Promise.resolve(),
 				youngRunsMax: 3,
 			},
 		});

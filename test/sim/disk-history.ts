@@ -595,6 +595,18 @@ export class DiskHistory {
 			beforeChange: () => (this.#mutant?.staleStand ? Promise.resolve() : this.#recordStand(undefined)),
 			onFolded: (view) => this.#recordStand(this.#viewed.get(view.id) ?? this.#instants.get(view.position)!),
 			closing: this.#closing.signal,
+			rest: async () => {
+				await this.#live.later();
+				return this.random.chance(90);
+			},
+			firstSpace: {
+				can: true,
+				giveBack: async (at: number, length: number) => {
+					await this.#live.turn();
+					if (this.world.isCut) return new Promise(() => {});
+					this.first.punch(byteOffset(at), length);
+				},
+			},
 			quarantineMs: this.#quarantineMs,
 		};
 		this.#cleaner = new Cleaner(disk, log.position, {
@@ -604,7 +616,6 @@ export class DiskHistory {
 				this.#now += this.random.below(8000);
 				return this.#now;
 			},
-			rest: () => this.#live.later(),
 		});
 		this.#lastTail = log.tailPosition;
 	}

@@ -100,7 +100,7 @@ test("zeros that a power cut could still undo are not punched, whatever older ze
 	flushed();
 	const view = log.takeView();
 	// The block's content is in the second image now, and nowhere else.
-	assert.equal(log.moved(log.liveRuns(written), view), 1);
+	assert.equal(log.moved(log.liveRuns(written).runs, view), 1);
 	view.release();
 	log.stageZero(5, 1, "zero");
 	log.commit();

@@ -240,7 +240,7 @@ export class History {
 		try {
 			const segments = this.log.segments().slice(0, 1 + this.random.below(3));
 			for (const { sequence } of segments) {
-				const runs = this.#durableRuns(this.log.liveRuns(sequence));
+				const runs = this.#durableRuns(this.log.liveRuns(sequence).runs);
 				for (let i = 0; i < runs.length; i += 3) {
 					const data = new Uint8Array(runs[i + 1]! * BLOCK);
 					this.first.read(byteOffset(runs[i + 2]! * BLOCK), data);

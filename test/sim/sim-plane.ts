@@ -73,7 +73,6 @@ export class SimPlane implements PlanePort {
 		this.#scheduler = scheduler;
 		this.#watcher = watcher;
 		this.#handlers = planeHandlers(this.#called(), {
-			file: files.first,
 			sums: files.secondSums,
 			sumsFd: SUMS_FD,
 			snapshots: files.snapshots,

@@ -1,6 +1,5 @@
 // Called: what the handlers of the control plane's calls have in common.
 
-import type { HostFile } from "../../core/log/host-file.ts";
 import type { SecondSums } from "../../core/log/second-sums.ts";
 import type { PlaneCall, PlaneCalls } from "./messages.ts";
 import type { Plane } from "./plane.ts";
@@ -37,8 +36,6 @@ export type CalledPlane = Pick<
 
 /** What the calls work on besides the plane. */
 export interface PlaneFiles {
-	/** The first image's. */
-	readonly file: HostFile;
 	readonly sums: SecondSums;
 	/** Descriptor of the checksums' file, for `datasync`. */
 	readonly sumsFd: number;

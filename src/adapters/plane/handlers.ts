@@ -10,8 +10,10 @@ import type { PlaneCall, PlaneStatus } from "./messages.ts";
 import { snapshotHandlers } from "./snapshot-handlers.ts";
 import { sumHandlers } from "./sum-handlers.ts";
 
-/** Free segments punched per `trim`: bounds how long the guest waits for it. */
-const PUNCH_AT_ONCE = 4;
+/** Slots of a segment that are looked up at once: bounds how long the guest waits for it. */
+const SLOTS_AT_ONCE = 256;
+/** Free segments lent at once: the guest may want some meanwhile. */
+const LENT_AT_ONCE = 4;
 /** Clients may take this long to end what they are in the middle of, when the disk is closed. */
 const DRAIN_MS = 10_000;
 
@@ -22,7 +24,6 @@ export interface PlaneHandlers {
 
 export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandlers {
 	const { log, viewPoints } = plane;
-	const { file } = files;
 	const handlers: Handlers = {
 		...sumHandlers(plane, files),
 		...snapshotHandlers(plane, files),
@@ -42,7 +43,10 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(undefined);
 		},
 		segments: (_, done) => done(log.segments()),
-		liveRuns: (sequence, done) => done(withOffsets(plane, log.liveRuns(sequence))),
+		liveRuns: ({ sequence, from }, done) => {
+			const { runs, next } = log.liveRuns(sequence, { from, slotsMax: SLOTS_AT_ONCE });
+			done({ runs: withOffsets(plane, runs), next });
+		},
 		zeroRuns: (sequence, done) => done(log.zeroRuns(sequence)),
 		moved: ({ runs, view }, done) => {
 			plane.ages.moving(runs);
@@ -99,20 +103,11 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(undefined);
 		},
 		collect: (_, done) => done(viewPoints.collect()),
-		trim: (_, done) => {
-			const ranges = log.borrowCold(PUNCH_AT_ONCE);
-			let bytes = 0;
-			let punched = false;
-			try {
-				for (const { offset, length } of ranges) {
-					file.punch(offset, length);
-					bytes += length;
-				}
-				punched = true;
-			} finally {
-				log.returnCold(ranges, punched);
-			}
-			done(bytes + log.trimFile());
+		lendFree: (warmBytes, done) => done(log.borrowCold(LENT_AT_ONCE, warmBytes)),
+		returnFree: ({ ranges, punched }, done) => {
+			log.returnCold(ranges, punched);
+			log.trimFile();
+			done(undefined);
 		},
 		refuseWhenFull: (refuse, done) => {
 			plane.refuseWhenFull(refuse);

@@ -8,7 +8,7 @@
 // The data plane sleeps in poll, not in an event loop: the eventfd wakes it, and it takes the messages from the
 // port by itself (receiveMessageOnPort). Runs travel as Float64Array: [block, count, slot]… or [block, count]….
 
-import type { ScrubbedPart, SegmentInfo } from "../../core/log/first-image.ts";
+import type { ColdRange, LivePart, ScrubbedPart, SegmentInfo } from "../../core/log/first-image.ts";
 import type { ErrorCode } from "../../foundations/errors.ts";
 import type { LogPosition } from "../../foundations/units.ts";
 import type { SecondLayout, TableUpdate } from "../images/second-layout.ts";
@@ -59,8 +59,8 @@ export interface PlaneCalls {
 	/** Closes the active segment, so that it can be cleaned. */
 	seal: { input: undefined; output: undefined };
 	segments: { input: undefined; output: SegmentInfo[] };
-	/** A segment's current blocks: [block, count, first slot, file offset]…. */
-	liveRuns: { input: number; output: Float64Array };
+	/** Some of a segment's current blocks, from an entry on: [block, count, first slot, file offset]…, and the entry to go on with or -1. */
+	liveRuns: { input: { sequence: number; from: number }; output: LivePart };
 	/** Pairs [block, count] of a segment's ranges that read as zeros now. */
 	zeroRuns: { input: number; output: Float64Array };
 	/** Triples whose copies in the second image are durable; answers the number of blocks that point there now. */
@@ -69,10 +69,12 @@ export interface PlaneCalls {
 	dropped: { input: { runs: Float64Array; view: number }; output: Float64Array };
 	/** Pairs that read as zeros in the second image, durably. */
 	punched: { input: Float64Array; output: number };
-	/** Pairs: forgets the checksums of blocks that are about to be punched; durable when answered. */
+	/** Pairs: forgets the checksums of blocks that are about to be punched; durable after `flushSums`. */
 	forgetSums: { input: Float64Array; output: undefined };
-	/** Triples that were copied to the second image: their checksums stand beside it, durable, when answered. */
+	/** Triples that were copied to the second image: their checksums stand beside it; durable after `flushSums`. */
 	noteCopied: { input: Float64Array; output: undefined };
+	/** Answers once all checksums of the second image that were changed are durable. */
+	flushSums: { input: undefined; output: undefined };
 	/** Checksums of a view's blocks wherever they are, one per block; 0 where nothing is known. */
 	sums: { input: { view: number; block: number; count: number }; output: Uint32Array };
 	/** The same of the second image's blocks. */
@@ -127,8 +129,10 @@ export interface PlaneCalls {
 	locateLogged: { input: { view: number; block: number; count: number }; output: Float64Array };
 	watch: { input: WatchPlan; output: undefined };
 	collect: { input: undefined; output: Collected };
-	/** Punches some free segments and cuts the file's end; answers the host bytes given back. */
-	trim: { input: undefined; output: number };
+	/** Lends some free segments of the first image that may take host space, but for this many bytes of them: to be punched. */
+	lendFree: { input: number; output: ColdRange[] };
+	/** They may be used again; where they were punched, the file's end is cut off as far as it is free. */
+	returnFree: { input: { ranges: readonly ColdRange[]; punched: boolean }; output: undefined };
 	/** True: writes without room fail with ENOSPC; false: they wait. */
 	refuseWhenFull: { input: boolean; output: undefined };
 	/** Flushes, closes the log cleanly and ends the thread. */

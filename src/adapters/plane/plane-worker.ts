@@ -86,7 +86,7 @@ function serve(setup: WorkerSetup): void {
 		onPoisoned: (reason) => tell({ kind: "poisoned", reason }),
 		onRotten: (block) => tell({ kind: "rotten", block }),
 	});
-	const handlers = planeHandlers(plane, { file, sums, sumsFd: setup.sumsFd, snapshots });
+	const handlers = planeHandlers(plane, { sums, sumsFd: setup.sumsFd, snapshots });
 	say({ id: 0, output: undefined });
 	plane.run();
 	port.close();

@@ -4,7 +4,7 @@ import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import * as sys from "../os/syscalls.ts";
 import type { CalledPlane, Handlers, PlaneFiles } from "./called.ts";
 
-type SumCalls = "noteCopied" | "forgetSums" | "sums" | "secondSums" | "knownSums" | "scrub";
+type SumCalls = "noteCopied" | "forgetSums" | "flushSums" | "sums" | "secondSums" | "knownSums" | "scrub";
 
 /** Blocks whose checksums are looked at in one call: bounds how long the guest waits for it. */
 const LOOKED_AT_ONCE = 16 * 1024;
@@ -13,30 +13,30 @@ export function sumHandlers(
 	{ log, viewPoints, datasync }: CalledPlane,
 	{ sums, sumsFd }: PlaneFiles,
 ): Handlers<SumCalls> {
-	/** Writes what was changed and answers once it is durable. */
 	let failed: Error | undefined;
-	const save = (done: (output: undefined) => void, fail: (error: unknown) => void): void => {
-		// After a failed flush the host has forgotten what it lost: only a new start reads what is really there.
-		if (failed !== undefined) throw failed;
-		sums.write();
-		datasync(sumsFd, (result) => {
-			if (result >= 0) {
-				done(undefined);
-				return;
-			}
-			failed = sys.hostError(result, "flushing the second image's checksums");
-			fail(failed);
-		});
-	};
 	return {
-		noteCopied: (runs, done, fail) => {
+		noteCopied: (runs, done) => {
 			for (let i = 0; i + 2 < runs.length; i += 3)
 				for (let j = 0; j < runs[i + 1]!; j++) sums.set(runs[i]! + j, log.sumOfSlot(runs[i + 2]! + j));
-			save(done, fail);
+			sums.write();
+			done(undefined);
 		},
-		forgetSums: (runs, done, fail) => {
+		forgetSums: (runs, done) => {
 			for (let i = 0; i + 1 < runs.length; i += 2) sums.forget(runs[i]!, runs[i + 1]!);
-			save(done, fail);
+			sums.write();
+			done(undefined);
+		},
+		flushSums: (_, done, fail) => {
+			// After a failed flush the host has forgotten what it lost: only a new start reads what is really there.
+			if (failed !== undefined) throw failed;
+			datasync(sumsFd, (result) => {
+				if (result >= 0) {
+					done(undefined);
+					return;
+				}
+				failed = sys.hostError(result, "flushing the second image's checksums");
+				fail(failed);
+			});
 		},
 		sums: ({ view, block, count }, done) => {
 			const found = new Uint32Array(count);

@@ -6,6 +6,7 @@ import {
 	type BlockRun,
 	BoundedRuns,
 	batchesOf,
+	blockRun,
 	blocksIn,
 	joinRuns,
 	packRuns,
@@ -99,12 +100,13 @@ test("pieces are the run, none longer than wanted", () => {
 test("batches hold the same blocks in the same order, and all are full but the last", () => {
 	fc.assert(
 		fc.property(runs, fc.integer({ min: 1, max: 40 }), (list, max) => {
-			const batches = [...batchesOf(list, max)];
+			const batches = [...batchesOf(list, { blocks: max, runs: 3 }, blockRun)];
 			assert.deepEqual(blocksOf(batches.flat()), blocksOf(list));
 			assert(batches.flat().every(({ count }) => count > 0));
 			for (const [i, batch] of batches.entries()) {
 				const blocks = blocksIn(batch);
-				assert(blocks > 0 && (i < batches.length - 1 ? blocks === max : blocks <= max));
+				assert(blocks > 0 && blocks <= max && batch.length <= 3);
+				assert(i === batches.length - 1 || blocks === max || batch.length === 3);
 			}
 		}),
 	);

@@ -85,23 +85,37 @@ export function* piecesOf({ block, count }: BlockRun, max: number): Generator<Bl
 	for (let from = 0; from < count; from += max) yield { block: block + from, count: Math.min(max, count - from) };
 }
 
-/** Runs in batches of `max` blocks at most, in their order: all full but the last. */
-export function* batchesOf(runs: Iterable<BlockRun>, max: number): Generator<BlockRun[]> {
-	let batch: BlockRun[] = [];
-	let room = max;
-	for (const { block, count } of runs)
-		for (let from = 0; from < count; ) {
-			const part = { block: block + from, count: Math.min(count - from, room) };
-			batch.push(part);
-			from += part.count;
-			room -= part.count;
-			if (room > 0) continue;
+/** How large a batch of runs may be. */
+export interface BatchLimits {
+	readonly blocks: number;
+	/** Default: as many as there are. */
+	readonly runs?: number;
+}
+
+/** Runs in batches, in their order, each as large as the limits allow. `partOf` gives a part of a run. */
+export function* batchesOf<Run extends BlockRun>(
+	runs: Iterable<Run>,
+	{ blocks, runs: runsMax = Number.POSITIVE_INFINITY }: BatchLimits,
+	partOf: (run: Run, block: number, count: number) => Run,
+): Generator<Run[]> {
+	let batch: Run[] = [];
+	let room = blocks;
+	for (const run of runs)
+		for (let from = 0; from < run.count; ) {
+			const count = Math.min(run.count - from, room);
+			batch.push(partOf(run, run.block + from, count));
+			from += count;
+			room -= count;
+			if (room > 0 && batch.length < runsMax) continue;
 			yield batch;
 			batch = [];
-			room = max;
+			room = blocks;
 		}
 	if (batch.length > 0) yield batch;
 }
+
+/** A part of a plain run, for `batchesOf`. */
+export const blockRun = (_: BlockRun, block: number, count: number): BlockRun => ({ block, count });
 
 /** Blocks in all runs together. */
 export const blocksIn = (runs: readonly BlockRun[]): number => runs.reduce((blocks, { count }) => blocks + count, 0);

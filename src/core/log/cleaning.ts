@@ -7,6 +7,7 @@ import { DROPPED_IN_LOG, DROPPED_IN_SECOND, KIND_DATA, KIND_DROP } from "./forma
 import { ABSENT, ZERO } from "./index-map.ts";
 import type { Segment } from "./segments.ts";
 import type { LogState } from "./state.ts";
+import type { SummaryPart } from "./summary-reader.ts";
 import { firstEndingAfter, mergedPairs, UndoReplay } from "./undo.ts";
 import type { View } from "./view.ts";
 
@@ -25,14 +26,22 @@ export function blocksWithin(state: LogState, block: number, count: number): num
 	return count;
 }
 
-/** Triples [block, count, firstSlot] of a segment that the index points at, in slot order. Throws IO, LOG_DAMAGED. */
-export function liveRunsOf(state: LogState, sequence: number): Float64Array {
+/** What a part of a segment holds. */
+export interface LivePart {
+	/** Triples [block, count, firstSlot] that the index points at, in slot order. */
+	readonly runs: Float64Array;
+	/** The entry with which the next part begins, or -1. */
+	readonly next: number;
+}
+
+/** What of a part of a segment the index points at. Throws IO, LOG_DAMAGED. */
+export function liveRunsOf(state: LogState, sequence: number, part: SummaryPart): LivePart {
 	const { table, index } = state;
 	const segment = segmentOf(state, sequence);
-	if (!segment || table.liveSlots(segment) === 0) return new Float64Array(0);
+	if (!segment || table.liveSlots(segment) === 0) return { runs: new Float64Array(0), next: -1 };
 	const runs: number[] = [];
 	const base = table.firstSlotOf(segment.place);
-	state.summaries.forEach(segment, (summary, entry) => {
+	const next = state.summaries.forSome(segment, part, (summary, entry) => {
 		if (summary.kind(entry) !== KIND_DATA) return;
 		const firstBlock = summary.block(entry);
 		const firstSlot = base + summary.slot(entry);
@@ -48,7 +57,7 @@ export function liveRunsOf(state: LogState, sequence: number): Float64Array {
 			else runs.push(block, 1, slot);
 		}
 	});
-	return Float64Array.from(runs);
+	return { runs: Float64Array.from(runs), next };
 }
 
 /**

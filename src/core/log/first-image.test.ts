@@ -148,7 +148,7 @@ test("LOG_FULL leaves room to clean, and after cleaning and flushing the log tak
 	flush(log, file);
 	const view = log.takeView();
 	const oldest = log.segments()[0]!.sequence;
-	const runs = log.liveRuns(oldest);
+	const runs = log.liveRuns(oldest).runs;
 	assert.deepEqual([...runs.subarray(0, 2)], [0, SLOTS]);
 	assert.equal(log.moved(runs.subarray(0, 3), view), SLOTS);
 	assert.equal(log.get(3), ABSENT);
@@ -173,7 +173,7 @@ test("a log many times its size flows through a few segments", () => {
 		if (log.segments().length > 3) {
 			const view = log.takeView();
 			flush(log, file);
-			log.moved(log.liveRuns(log.segments()[0]!.sequence), view);
+			log.moved(log.liveRuns(log.segments()[0]!.sequence).runs, view);
 			view.release();
 			flush(log, file);
 		}
@@ -268,15 +268,21 @@ test("free segments are lent for punching, returned, reused, and cut off the fil
 	for (let i = 0; i < 6 * SLOTS; i++) write(log, i % SLOTS, i % 250);
 	flush(log, file);
 	flush(log, file);
-	const lent = log.borrowCold(10);
-	assert.equal(lent.length, 4);
-	for (const { offset, length } of lent) file.punch(offset, length);
-	log.returnCold(lent);
-	assert.equal(log.borrowCold(10).length, 0);
+	const punchFree = (warmBytes?: number): number => {
+		const lent = log.borrowCold(10, warmBytes);
+		for (const { offset, length } of lent) file.punch(offset, length);
+		log.returnCold(lent);
+		return lent.length;
+	};
+	assert.equal(punchFree(3 * log.segmentBytes), 2, "some are about to be needed");
+	assert.equal(punchFree(), 2);
+	assert.equal(punchFree(), 0);
 	assert.equal(log.trimFile(), 0, "the active segment is the last one in the file");
 	for (let i = 0; i < 2 * SLOTS; i++) write(log, i % SLOTS, 5);
 	flush(log, file);
 	flush(log, file);
+	assert.equal(log.trimFile(), 0, "what has host space isn't cut off");
+	assert.ok(punchFree() > 0);
 	assert.ok(log.trimFile() > 0);
 	const ahead = log.nextToAllocate();
 	if (ahead) {
@@ -409,7 +415,7 @@ test("the cleaner is told where a summary rotted, and scrubbing tells which bloc
 	assert.deepEqual(first.rotten, [3]);
 	assert.deepEqual(first.rottenSlots, [slots[0]]);
 	assert.deepEqual(log.scrub(sequence, first.next).rotten, [20]);
-	assert.equal(log.liveRuns(sequence).length, 12);
+	assert.equal(log.liveRuns(sequence).runs.length, 12);
 	file.bytes[65_536 + BLOCK + 2 * 32 + 9]! ^= 1;
 	assert.equal(log.scrub(sequence).rottenRecords, 1);
 	assert.throws(() => log.liveRuns(sequence), code("LOG_DAMAGED", /entry 0 of segment 1 .* is damaged/));
@@ -522,7 +528,7 @@ test("a disk grows and shrinks, and what lay beyond its end doesn't come back", 
 	log = open(file);
 	assert.equal(log.diskBytes, 95 * BLOCK);
 	assert.equal(read(log, file, 93), 1);
-	assert.deepEqual([...log.liveRuns(log.segments()[0]!.sequence)].slice(0, 2), [90, 4]);
+	assert.deepEqual([...log.liveRuns(log.segments()[0]!.sequence).runs].slice(0, 2), [90, 4]);
 	log.resize(180 * BLOCK);
 	for (const image of [log, open(file)])
 		for (const block of [95, 99, 150, 179]) assert.ok(!read(image, file, block), `block ${block}`);

@@ -36,7 +36,16 @@ import {
 	logPosition,
 } from "../../foundations/units.ts";
 import { Appender, applyEntry } from "./appender.ts";
-import { blocksWithin, checkRun, clearMoved, liveRunsOf, unchangedSince, undoableOf, zeroRunsOf } from "./cleaning.ts";
+import {
+	blocksWithin,
+	checkRun,
+	clearMoved,
+	type LivePart,
+	liveRunsOf,
+	unchangedSince,
+	undoableOf,
+	zeroRunsOf,
+} from "./cleaning.ts";
 import { checkDiskBytes, placesWithin } from "./create.ts";
 import { Flusher } from "./flusher.ts";
 import { geometryOf, KIND_DATA, KIND_DROP, KIND_ZERO, offsetOfPlace, SEGMENTS_AT } from "./format.ts";
@@ -49,10 +58,11 @@ import { scrubSegment } from "./scrub.ts";
 import { Segment, SegmentTable } from "./segments.ts";
 import type { LogState, Safeguards } from "./state.ts";
 import { ALL_SAFEGUARDS, headPosition, isHarmless } from "./state.ts";
-import { SummaryReader } from "./summary-reader.ts";
+import { type SummaryPart, SummaryReader } from "./summary-reader.ts";
 import type { View } from "./view.ts";
 import { LogView } from "./view.ts";
 
+export type { LivePart } from "./cleaning.ts";
 export { formatFirstImage } from "./create.ts";
 export type { RunVisitor } from "./index-map.ts";
 export { ABSENT, ZERO } from "./index-map.ts";
@@ -388,11 +398,11 @@ export class FirstImage {
 	}
 
 	/**
-	 * Current runs of a segment: triples [block, count, firstSlot] in slot order. Empty for an unknown sequence. Reads the
-	 * segment's summary from the file. Throws IO, LOG_DAMAGED where it is no longer as it was written.
+	 * Current runs of a segment, by default of all of it. Empty for an unknown sequence. Reads the segment's summary from
+	 * the file. Throws IO, LOG_DAMAGED where it is no longer as it was written.
 	 */
-	liveRuns(sequence: number): Float64Array {
-		return liveRunsOf(this.#state, sequence);
+	liveRuns(sequence: number, part: SummaryPart = { from: 0, slotsMax: Number.POSITIVE_INFINITY }): LivePart {
+		return liveRunsOf(this.#state, sequence, part);
 	}
 
 	/**
@@ -493,9 +503,10 @@ export class FirstImage {
 		return byteCount(this.#flusher.freeableSegments * this.segmentBytes);
 	}
 
-	/** Free places that may hold host space, out of the pool until returned: punch them, on any thread. */
-	borrowCold(max: number): ColdRange[] {
-		return this.#state.table.lendCold(max).map((place) => this.#rangeOf(place));
+	/** Free places that may hold host space, but for `warmBytes` of them; out of the pool until returned: punch them, on any thread. */
+	borrowCold(max: number, warmBytes = 0): ColdRange[] {
+		const warm = Math.ceil(warmBytes / this.segmentBytes);
+		return this.#state.table.lendCold(max, warm).map((place) => this.#rangeOf(place));
 	}
 
 	/** `punched`: they were punched; else they will be lent again. */
@@ -503,7 +514,7 @@ export class FirstImage {
 		for (const range of ranges) this.#state.table.takeBack(this.#placeOf(range), punched);
 	}
 
-	/** Cuts free segments off the end of the file. Returns the bytes that the file became shorter. Throws IO. */
+	/** Cuts punched segments off the end of the file. Returns the bytes that the file became shorter. Throws IO. */
 	trimFile(): number {
 		const { table, geometry, file } = this.#state;
 		table.dropTrailing();

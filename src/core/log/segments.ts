@@ -278,12 +278,13 @@ export class SegmentTable implements SlotLedger {
 		(succeeded ? this.#warm : this.#cold).push(place);
 	}
 
-	/** Lends out up to `max` free places to be punched: those that may have host space and aren't kept warm. */
-	lendCold(max: number): number[] {
+	/** Lends out up to `max` free places to be punched: those that may have host space, but for `warm` of them and those always kept. */
+	lendCold(max: number, warm: number): number[] {
 		const lent: number[] = [];
 		for (let i = this.#cold.length - 1; i >= 0 && lent.length < max; i--)
 			if (!this.#punched.has(this.#cold[i]!)) lent.push(...this.#cold.splice(i, 1));
-		while (lent.length < max && this.#warm.length > this.#warmMax) lent.push(this.#warm.shift()!);
+		const kept = Math.max(warm, this.#warmMax);
+		while (lent.length < max && this.#warm.length > kept) lent.push(this.#warm.shift()!);
 		for (const place of lent) this.#states[place] = PLACE_LENT;
 		return lent;
 	}
@@ -296,19 +297,12 @@ export class SegmentTable implements SlotLedger {
 		if (punched) this.#punched.add(place);
 	}
 
-	/** Forgets free places at the end of the file. Returns how many. */
-	dropTrailing(): number {
-		const before = this.placeCount;
-		for (;;) {
-			const last = this.placeCount - 1;
-			const list = this.#warm.length > this.#warmMax && this.#warm.includes(last) ? this.#warm : this.#cold;
-			const index = list.indexOf(last);
-			if (index < 0) break;
-			list.splice(index, 1);
-			this.#punched.delete(last);
+	/** Forgets punched places at the end of the file: to cut off what has host space takes as long as punching it. */
+	dropTrailing(): void {
+		for (let last = this.placeCount - 1; this.#punched.delete(last); last--) {
+			this.#cold.splice(this.#cold.indexOf(last), 1);
 			this.placeCount--;
 		}
-		return before - this.placeCount;
 	}
 
 	#takeCold(): number {

@@ -8,6 +8,12 @@ import { KIND_DATA, offsetOfPlace, Summary } from "./format.ts";
 import type { HostFile } from "./host-file.ts";
 import type { Segment } from "./segments.ts";
 
+/** A part of a segment's entries; those without data count as a slot each. */
+export interface SummaryPart {
+	readonly from: number;
+	readonly slotsMax: number;
+}
+
 export class SummaryReader {
 	readonly #file: HostFile;
 	readonly #name: string;
@@ -34,11 +40,20 @@ export class SummaryReader {
 
 	/** Visits a segment's entries in order. Throws IO, and LOG_DAMAGED at the first that is not as it was written. */
 	forEach(segment: Segment, visit: (summary: Summary, entry: number) => void): void {
+		this.forSome(segment, { from: 0, slotsMax: Number.POSITIVE_INFINITY }, visit);
+	}
+
+	/** The same from one entry on, until they have some slots together. Returns the entry to go on with, -1 at the end. */
+	forSome(segment: Segment, { from, slotsMax }: SummaryPart, visit: (summary: Summary, entry: number) => void): number {
 		const summary = this.read(segment);
-		for (let entry = 0; entry < segment.entryCount; entry += summary.records(entry)) {
+		let slots = 0;
+		for (let entry = from; entry < segment.entryCount; entry += summary.records(entry)) {
+			if (slots >= slotsMax) return entry;
 			if (!this.#isWhole(summary, entry, segment)) this.#refuse(segment, entry);
+			slots += summary.kind(entry) === KIND_DATA ? summary.count(entry) : 1;
 			visit(summary, entry);
 		}
+		return -1;
 	}
 
 	#isWhole(summary: Summary, entry: number, segment: Segment): boolean {

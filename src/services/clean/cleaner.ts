@@ -6,14 +6,9 @@
 // The first verdict on a volume reads all of its groups (initialization phase); from then on a verdict names only
 // the groups whose metadata was written (continuous phase). `metadataBytesRead` shows it.
 //
-// Pace, by how full the log is and how busy the guest:
-//   quiet guest     segments are moved once they have been closed for SETTLE_MS, and free ones given back
-//   busy guest      the log is left to absorb: much of it will be overwritten or deleted, and needs no copy;
-//                   free segments stay allocated, since writing into warm ones is several times faster
-//   EAGER_SHARE     of the limit used: segments are moved all the same, with rests that become shorter as the log fills
-//   URGENT_SHARE    used, or clients wait for room: no rests, and blocks that only wait to be dropped are moved
-//                   like used ones, since moving is always right
+// How fast it goes is said in pace.ts.
 
+import type { SpaceReturner } from "../../adapters/images/punch.ts";
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
@@ -28,23 +23,16 @@ import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
 import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
+import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
 import { provenRuns } from "./proven.ts";
 import { Quarantine } from "./quarantine.ts";
 import { SecondWriter } from "./second-writer.ts";
 import { type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
 
-/** A segment is moved once it has been closed for this long: what is deleted soon is never copied. */
-const SETTLE_MS = 5_000;
-/** Above this share of the log's limit segments are moved whatever their age. */
-const EAGER_SHARE = 0.5;
-const URGENT_SHARE = 0.75;
-/** Longest rest of an active guest's cleaner, as a multiple of the batch before it. */
-const REST_MAX = 4;
-/** A guest that appends less than this per second is quiet. */
-const QUIET_BYTES_PER_SECOND = 16 * 1024 * 1024;
-const MEASURE_SECONDS = 0.5;
 /** Segments emptied before verdicts are looked for and space is freed again. */
 const SEGMENTS_PER_ROUND = 4;
+/** Longest piece punched at once: the guest's writes wait meanwhile. In bytes. */
+const PUNCH_BYTES_MAX = 1024 * 1024;
 /** Rounds of flushing in one go: two make a segment free, one more starts when writes came in between. */
 const FREEING_FLUSHES = 3;
 /** The second image is made complete at most this often: each time costs two durable records. */
@@ -59,6 +47,8 @@ const JUDGE_ATTEMPTS = 3;
 export interface CleanerDisk {
 	readonly plane: PlanePort;
 	readonly firstFd: number;
+	/** Gives space of the first image back. */
+	readonly firstSpace: Pick<SpaceReturner, "can" | "giveBack">;
 	readonly second: SecondImage;
 	readonly readView: ReadView;
 	/** The newest complete snapshot; undefined for none. */
@@ -71,6 +61,8 @@ export interface CleanerDisk {
 	readonly onFolded: (view: ViewHandle) => Promise<void>;
 	/** Ends a fold early: the disk is being closed. */
 	readonly closing: AbortSignal;
+	/** Lets the guest through for this long, in milliseconds; resolves early with false where somebody waits for the round's end. */
+	readonly rest: (milliseconds: number) => Promise<boolean>;
 	/** For how long dropped blocks can be brought back; 0: not at all. */
 	readonly quarantineMs: number;
 }
@@ -84,7 +76,6 @@ export interface CleanerWorld {
 	readonly allocated: (second: SecondImage) => HeldParts;
 	/** Milliseconds from some start; only grows. */
 	readonly now: () => number;
-	readonly rest: (milliseconds: number) => Promise<void>;
 	/** Free runs that are too young for a drop are remembered one by one up to this many; as many as are sensible where not given. */
 	readonly youngRunsMax?: number;
 }
@@ -93,7 +84,6 @@ const realWorld: CleanerWorld = {
 	identify: (plane, readView) => Volumes.identify(plane, readView),
 	allocated: ({ held }) => held,
 	now: () => performance.now(),
-	rest: (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds)),
 };
 
 /** Totals since the disk is served. */
@@ -152,9 +142,7 @@ export class Cleaner {
 		punchedBytes: 0,
 	};
 	#volumes: Awaited<ReturnType<CleanerWorld["identify"]>> | undefined;
-	/** What the guest wrote by when, for its rate. */
-	#measured: { at: number; position: number };
-	#quiet = true;
+	readonly #pace: Pace;
 	/** The newest verdict's volume, and the view in which it was reached. */
 	#point: { readonly volume: ServedVolume; readonly view: ViewHandle } | undefined;
 	#foldedTime = Number.NEGATIVE_INFINITY;
@@ -172,7 +160,7 @@ export class Cleaner {
 		this.#disk = disk;
 		this.#lastWritten = lastWritten;
 		this.#world = world;
-		this.#measured = { at: world.now(), position: opened };
+		this.#pace = new Pace(world.now(), opened);
 		const { newestSnapshot, onLost, beforeChange, quarantineMs } = disk;
 		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, onLost, beforeChange });
 		this.#dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
@@ -213,14 +201,11 @@ export class Cleaner {
 	}
 
 	async #measureGuest(): Promise<void> {
-		const { position, guestEntries } = await this.#disk.plane.ask("status");
+		const status = await this.#disk.plane.ask("status");
+		const { guestEntries } = status;
 		const now = this.#world.now();
 		if (guestEntries !== this.#rest.guestEntries) this.#rest = { guestEntries, since: now };
-		const seconds = (now - this.#measured.at) / 1000;
-		if (seconds < MEASURE_SECONDS) return;
-		const rate = ((position - this.#measured.position) * BLOCK_SIZE) / seconds;
-		this.#quiet = rate < QUIET_BYTES_PER_SECOND;
-		this.#measured = { at: now, position };
+		this.#pace.measure(status, now);
 	}
 
 	/** What is proven about the disk's blocks now; drops nothing. Not while a round runs. */
@@ -307,7 +292,6 @@ export class Cleaner {
 		const { plane } = this.#disk;
 		const status = await plane.ask("status");
 		const urgent = isUrgent(status);
-		const started = this.#world.now();
 		const view = await plane.ask("takeView");
 		try {
 			const sealed = (await plane.ask("segments")).filter(
@@ -322,6 +306,7 @@ export class Cleaner {
 			await makeDurable(plane, view);
 			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flatMap(({ young }) => young));
 			for (const segment of due) {
+				const started = this.#world.now();
 				const { movedBytes, keptBlocks, zeroedBlocks } = await this.#mover.moveSegment(segment, view, keep);
 				// A zeroed block may have been written and zeroed again by now.
 				const through = zeroedBlocks > 0 ? (await plane.ask("status")).guestEntries : segment.endGuestEntries;
@@ -330,20 +315,14 @@ export class Cleaner {
 				if (keptBlocks === 0) this.#emptied.add(segment.sequence);
 				// Later segments can't be freed before this one.
 				if (keptBlocks > 0) break;
+				if (movedBytes === 0 || urgent || everything) continue;
+				const now = await plane.ask("status");
+				const rest = this.#pace.restAfter(segment.bytes, this.#world.now() - started, status, now);
+				if (rest > 0 && !(await this.#disk.rest(rest))) break;
 			}
 		} finally {
 			await plane.ask("releaseView", view.id);
 		}
-		if (!urgent && !everything) await this.#yield(status, this.#world.now() - started);
-	}
-
-	/** While the guest is active, rests a multiple of what the last batch took: the fuller the log, the less. */
-	async #yield(before: PlaneStatus, milliseconds: number): Promise<void> {
-		const status = await this.#disk.plane.ask("status");
-		if (activityOf(status) === activityOf(before) || isUrgent(status)) return;
-		const room = URGENT_SHARE - status.usedBytes / status.limitBytes;
-		const share = Math.min(1, Math.max(0, room / (URGENT_SHARE - EAGER_SHARE)));
-		await this.#world.rest(milliseconds * REST_MAX * share);
 	}
 
 	#remember(sealed: readonly SegmentInfo[]): void {
@@ -356,7 +335,7 @@ export class Cleaner {
 
 	#isDue(segment: SegmentInfo, status: PlaneStatus): boolean {
 		if (segment.liveSlots === 0 || status.usedBytes > EAGER_SHARE * status.limitBytes) return true;
-		return this.#quiet && this.#world.now() - this.#firstSeen.get(segment.sequence)! >= SETTLE_MS;
+		return this.#pace.isQuiet && this.#world.now() - this.#firstSeen.get(segment.sequence)! >= SETTLE_MS;
 	}
 
 	// ---- Folding ------------------------------------------------------------------------------------------
@@ -382,7 +361,7 @@ export class Cleaner {
 	async #foldSettled(): Promise<void> {
 		const { plane, onFolded } = this.#disk;
 		const now = this.#world.now();
-		const isDue = this.#quiet && now - this.#foldedTime >= FOLD_MS;
+		const isDue = this.#pace.isQuiet && now - this.#foldedTime >= FOLD_MS;
 		// A view holds segments: it's let go of unless it is folded now.
 		if (!isDue || isUrgent(await plane.ask("status")) || (await this.#liveBytes()) > FOLD_BYTES_MAX)
 			return await this.#forgetPoint();
@@ -456,16 +435,47 @@ export class Cleaner {
 			if (!(await plane.ask("status")).needsFlush) break;
 			await plane.ask("flush");
 		}
-		if (!this.#quiet && !thorough) return;
-		for (let bytes = await plane.ask("trim"); bytes > 0; bytes = await plane.ask("trim"))
-			this.counters.punchedBytes += bytes;
+		if (thorough) while ((await this.#punchSome(0)) > 0);
+		// A busy guest writes into free segments while they are still allocated.
+		else if (this.#pace.isQuiet) await this.#punchFree();
+	}
+
+	/** Gives free segments' space back, but for what the guest will soon need, until a rest is due. */
+	async #punchFree(): Promise<void> {
+		const { plane, rest } = this.#disk;
+		for (;;) {
+			const started = this.#world.now();
+			const before = await plane.ask("status");
+			const bytes = await this.#punchSome(this.#pace.warmBytes);
+			if (bytes === 0) return;
+			const milliseconds = this.#pace.restAfter(bytes, this.#world.now() - started, before, await plane.ask("status"));
+			if (milliseconds === 0) continue;
+			await rest(milliseconds);
+			return;
+		}
+	}
+
+	/** Gives some free segments' space back, but for `warmBytes` of them. Returns the bytes, 0 where there are none. */
+	async #punchSome(warmBytes: number): Promise<number> {
+		const { plane, firstSpace } = this.#disk;
+		if (!firstSpace.can) return 0;
+		const ranges = await plane.ask("lendFree", warmBytes);
+		if (ranges.length === 0) return 0;
+		let punched = false;
+		try {
+			for (const { offset, length } of ranges)
+				for (let at = offset as number; at < offset + length; at += PUNCH_BYTES_MAX)
+					await firstSpace.giveBack(at, Math.min(PUNCH_BYTES_MAX, offset + length - at));
+			punched = firstSpace.can;
+		} finally {
+			await plane.ask("returnFree", { ranges, punched });
+		}
+		if (!punched) return 0;
+		const bytes = ranges.reduce((sum, { length }) => sum + length, 0);
+		this.counters.punchedBytes += bytes;
+		return bytes;
 	}
 }
-
-const isUrgent = (status: PlaneStatus): boolean =>
-	status.stalled > 0 || status.usedBytes > URGENT_SHARE * status.limitBytes;
-
-const activityOf = ({ counters }: PlaneStatus): number => counters.reads + counters.writes;
 
 const progressOf = (counters: CleanerCounters): number =>
 	counters.droppedBytes + counters.movedBytes + counters.punchedBytes;

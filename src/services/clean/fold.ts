@@ -14,7 +14,7 @@
 import { unpackLocated } from "../../adapters/plane/located.ts";
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
-import { type LiveRun, packLiveRuns, partOf, unpackLiveRuns } from "../../core/cleaner/plan.ts";
+import { type LiveRun, partOf, unpackLiveRuns } from "../../core/cleaner/plan.ts";
 import { type BlockRun, blocksIn, intersect, joinRuns, subtract } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE, byteOffset } from "../../foundations/units.ts";
@@ -90,8 +90,7 @@ export class Fold {
 	async #move(runs: readonly LiveRun[], view: ViewHandle): Promise<number> {
 		if (runs.length === 0) return 0;
 		for (const run of runs) this.#lastWritten.moved(run, view.position);
-		await this.#writer.copy(runs);
-		await this.#plane.ask("moved", { runs: packLiveRuns(runs), view: view.id });
+		await this.#writer.move(runs, view);
 		return blocksIn(runs) * BLOCK_SIZE;
 	}
 

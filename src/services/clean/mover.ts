@@ -11,7 +11,7 @@
 
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
-import { type LiveRun, packLiveRuns, partOf, unpackLiveRuns } from "../../core/cleaner/plan.ts";
+import { type LiveRun, partOf, unpackLiveRuns } from "../../core/cleaner/plan.ts";
 import { type BlockRun, blocksIn, subtract, unpackRuns } from "../../core/cleaner/runs.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
@@ -45,19 +45,23 @@ export class Mover {
 	 * `view` is durable and at or behind the segment's end.
 	 */
 	async moveSegment(segment: SegmentInfo, view: ViewHandle, keep: readonly BlockRun[]): Promise<SegmentOutcome> {
-		const live = unpackLiveRuns(await this.#plane.ask("liveRuns", segment.sequence));
+		const live = await this.#liveRuns(segment);
 		const used = live.flatMap((run) => subtract(run, keep).map(({ block, count }) => partOf(run, block, count)));
 		// Noted first: a bound that is too new only makes the dropper wait.
 		for (const run of used) this.#lastWritten.moved(run, segment.endPosition);
-		const movedBytes = await this.#move(used, view);
+		const movedBytes = (await this.#writer.move(used, view)) * BLOCK_SIZE;
 		const zeroed = unpackRuns(await this.#plane.ask("zeroRuns", segment.sequence));
 		await this.#dropper.punch(zeroed);
 		return { movedBytes, keptBlocks: blocksIn(live) - blocksIn(used), zeroedBlocks: blocksIn(zeroed) };
 	}
 
-	async #move(runs: readonly LiveRun[], view: ViewHandle): Promise<number> {
-		if (runs.length === 0) return 0;
-		await this.#writer.copy(runs);
-		return (await this.#plane.ask("moved", { runs: packLiveRuns(runs), view: view.id })) * BLOCK_SIZE;
+	async #liveRuns({ sequence }: SegmentInfo): Promise<LiveRun[]> {
+		const live: LiveRun[] = [];
+		for (let from = 0; from >= 0; ) {
+			const { runs, next } = await this.#plane.ask("liveRuns", { sequence, from });
+			live.push(...unpackLiveRuns(runs));
+			from = next;
+		}
+		return live;
 	}
 }

@@ -5,22 +5,24 @@
 //           ─► what snapshots still need of it is kept for them      (live-safety L7)
 //           ─► checksums of what is punched are forgotten
 //           ─► copy or punch ─► new checksums ─► all durable
-//
-// Only then may the caller tell the data plane to look there.
+//           ─► only then the data plane is told to look there: after a copy by `move`, after a punch by the caller
 
 import type { SecondImage } from "../../adapters/images/second-image.ts";
-import type { PlanePort } from "../../adapters/plane/messages.ts";
-import { type LiveRun, packLiveRuns, planCopies } from "../../core/cleaner/plan.ts";
-import { appendRun, type BlockRun, batchesOf, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
+import { type LiveRun, packLiveRuns, partOf, planCopies } from "../../core/cleaner/plan.ts";
+import { appendRun, type BlockRun, batchesOf, blockRun, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
 import { concatBytes } from "../../foundations/bytes.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
 import { readSome } from "../verified-read.ts";
 
 /** Blocks that are kept for a snapshot in one call to the data plane: bounds memory and how long the guest waits. */
-const KEPT_AT_ONCE = 256;
-/** Blocks whose checksums are forgotten in one call, with the same aim: 4 GiB of the disk. */
-const FORGOTTEN_AT_ONCE = 1024 * 1024;
+const KEPT_AT_ONCE = { blocks: 256 };
+/** Blocks whose checksums are noted in one call, with the same aim, and those that are moved. */
+const NOTED_AT_ONCE = { blocks: 1024, runs: 128 };
+const MOVED_AT_ONCE = { blocks: 1024, runs: 256 };
+/** Blocks whose checksums are forgotten in one call, with the same aim: 256 MiB of the disk. */
+const FORGOTTEN_AT_ONCE = { blocks: 65_536, runs: 128 };
 const REFUSALS_MAX = 3;
 
 export interface SecondWriterParts {
@@ -44,13 +46,28 @@ export class SecondWriter {
 		this.#parts = parts;
 	}
 
-	/** Copies blocks of the first image to their places; durable once resolved. They must be durable in the first image. */
-	async copy(runs: readonly LiveRun[]): Promise<void> {
-		if (runs.length === 0) return;
+	/**
+	 * Copies blocks of the first image to their places, durably, and has the data plane read them there, where they still are as
+	 * `view` shows them. They must be durable in the first image. Returns how many are read there from now on.
+	 */
+	async move(runs: readonly LiveRun[], view: ViewHandle): Promise<number> {
+		if (runs.length === 0) return 0;
 		const { plane, firstFd, second } = this.#parts;
 		await this.#prepare(runs);
 		await second.copyFrom(firstFd, planCopies(runs));
-		await Promise.all([second.flush(), plane.ask("noteCopied", packLiveRuns(runs))]);
+		await Promise.all([second.flush(), this.#noteCopied(runs)]);
+		let moved = 0;
+		for (const some of batchesOf(runs, MOVED_AT_ONCE, partOf))
+			moved += await plane.ask("moved", { runs: packLiveRuns(some), view: view.id });
+		return moved;
+	}
+
+	/** In the order of the disk, in which their checksums lie. */
+	async #noteCopied(runs: readonly LiveRun[]): Promise<void> {
+		const { plane } = this.#parts;
+		const sorted = runs.toSorted((a, b) => a.block - b.block);
+		for (const some of batchesOf(sorted, NOTED_AT_ONCE, partOf)) await plane.ask("noteCopied", packLiveRuns(some));
+		await plane.ask("flushSums");
 	}
 
 	/**
@@ -61,7 +78,8 @@ export class SecondWriter {
 		if (runs.length === 0) return;
 		const { plane, second } = this.#parts;
 		if (stored.length > 0) await this.#prepare(stored);
-		for (const some of batchesOf(runs, FORGOTTEN_AT_ONCE)) await plane.ask("forgetSums", packRuns(some));
+		for (const some of batchesOf(runs, FORGOTTEN_AT_ONCE, blockRun)) await plane.ask("forgetSums", packRuns(some));
+		await plane.ask("flushSums");
 		for (const { block, count } of stored)
 			await second.punch(byteOffset(block * BLOCK_SIZE), byteCount(count * BLOCK_SIZE));
 		await second.flush();
@@ -78,7 +96,7 @@ export class SecondWriter {
 	async #keepFor(name: string, runs: readonly BlockRun[]): Promise<void> {
 		const { plane } = this.#parts;
 		const wanted = unpackRuns(await plane.ask("notKept", { name, runs: packRuns(runs) }));
-		for (const batch of batchesOf(wanted, KEPT_AT_ONCE)) await this.#keepBatch(name, batch);
+		for (const batch of batchesOf(wanted, KEPT_AT_ONCE, blockRun)) await this.#keepBatch(name, batch);
 	}
 
 	/** Storage that refuses a block may give it in a while: only a third refusal is taken for an answer. Throws IO before. */
