@@ -145,7 +145,11 @@ describe("the end", () => {
 			busy.flush(),
 			...Array.from({ length: 100 }, (_, i) => busy.read(i * 65536, 65536)),
 		];
-		await waitUntil(async () => (await f.server.plane.ask("status")).counters.writes > 0, "the begun write");
+		// What hasn't been sent when the draining begins is not taken any more.
+		await waitUntil(async () => {
+			const { writes, reads } = (await f.server.plane.ask("status")).counters;
+			return writes > 100 && reads > 0;
+		}, "all that was sent");
 		const stopped = f.server.stop();
 		await idle.closed;
 		await Promise.all(asked);
