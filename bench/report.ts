@@ -71,21 +71,19 @@ function perPeer(
 	]);
 }
 
-/** The main table: medians of all peers side by side. */
-export const throughputTable = (measured: Measured): string =>
+/** Each peer's throughput, in each workload's unit. */
+const inUnits = (measured: Measured, show: (spread: Spread | undefined) => string): string =>
 	perPeer(
 		measured,
-		(workload, peer) => median(spreadOver(measured.samples, workload.id, peer, (sample) => figure(workload, sample))),
+		(workload, peer) => show(spreadOver(measured.samples, workload.id, peer, (sample) => figure(workload, sample))),
 		({ unit }) => unit,
 	);
 
+/** The main table: medians of all peers side by side. */
+export const throughputTable = (measured: Measured): string => inUnits(measured, median);
+
 /** Lowest and highest round of each peer. */
-export const spreadTable = (measured: Measured): string =>
-	perPeer(
-		measured,
-		(workload, peer) => ends(spreadOver(measured.samples, workload.id, peer, (sample) => figure(workload, sample))),
-		({ unit }) => unit,
-	);
+export const spreadTable = (measured: Measured): string => inUnits(measured, ends);
 
 /** vmsweep's throughput divided by each peer's; where that has a target, `+` says reached and `-` missed. */
 export function ratioTable({ workloads, peers, samples }: Measured, targets: readonly Target[]): string {

@@ -111,39 +111,38 @@ export function targetsOf(
 	peers: readonly Peer[],
 	samples: readonly Sample[],
 ): Target[] {
-	return workloads.flatMap((workload) => [
-		...throughputTargets(workload, peers, samples),
-		...ceiling(workload, samples, { figure: "cpu", peer: "nbdkit", goal: CPU_RATIO_MAX }),
-		...(workload.cleaningP99Max === undefined
-			? []
-			: ceiling(workload, samples, { figure: "p99", peer: "vmsweep-off", goal: workload.cleaningP99Max })),
-	]);
-}
-
-function throughputTargets(workload: Workload, peers: readonly Peer[], samples: readonly Sample[]): Target[] {
-	const { id, title, targets } = workload;
-	return (Object.entries(targets) as [PeerId | "best", number][]).flatMap(([against, goal]): Target[] => {
-		const peer = against === "best" ? bestPeer(workload, peers, samples) : against;
-		if (peer === undefined) return [];
-		const ratio = ratioOf(samples, id, { ours: "vmsweep", peer });
-		if (ratio === undefined) return [];
-		const ratioCleanOff = ratioOf(samples, id, { ours: "vmsweep-off", peer });
-		const what = { figure: "throughput", best: against === "best", bound: "at least" } as const;
-		return [{ workload: id, title, peer, ...what, goal, ratio, ratioCleanOff, reached: ratio.median >= goal }];
+	return workloads.flatMap((workload) => {
+		const { targets, cleaningP99Max } = workload;
+		const throughputs = (Object.entries(targets) as [PeerId | "best", number][]).flatMap(([against, goal]): Goal[] => {
+			const best = against === "best";
+			const peer = best ? bestPeer(workload, peers, samples) : against;
+			return peer === undefined ? [] : [{ figure: "throughput", peer, best, goal }];
+		});
+		const cpu: Goal = { figure: "cpu", peer: "nbdkit", goal: CPU_RATIO_MAX };
+		const p99: Goal[] =
+			cleaningP99Max === undefined ? [] : [{ figure: "p99", peer: "vmsweep-off", goal: cleaningP99Max }];
+		return [...throughputs, cpu, ...p99].flatMap((goal) => targetOf(workload, samples, goal) ?? []);
 	});
 }
 
-const figures = { cpu: cpuPer100k, p99: latencyP99 } as const;
+interface Goal extends Pick<Target, "figure" | "peer" | "goal"> {
+	readonly best?: boolean;
+}
 
-function ceiling(
+const figures = { throughput, cpu: cpuPer100k, p99: latencyP99 } as const;
+
+/** Undefined where one of both sides was not measured. */
+function targetOf(
 	{ id, title }: Workload,
 	samples: readonly Sample[],
-	{ figure, peer, goal }: { readonly figure: "cpu" | "p99"; readonly peer: PeerId; readonly goal: number },
-): Target[] {
-	const ratio = ratioOf(samples, id, { ours: "vmsweep", peer, figure: figures[figure] });
-	if (ratio === undefined) return [];
-	const ratioCleanOff =
-		figure === "cpu" ? ratioOf(samples, id, { ours: "vmsweep-off", peer, figure: cpuPer100k }) : undefined;
-	const what = { figure, best: false, bound: "at most" } as const;
-	return [{ workload: id, title, peer, ...what, goal, ratio, ratioCleanOff, reached: ratio.median <= goal }];
+	{ figure, peer, best = false, goal }: Goal,
+): Target | undefined {
+	const ratioWith = (ours: PeerId): Spread | undefined => ratioOf(samples, id, { ours, peer, figure: figures[figure] });
+	const ratio = ratioWith("vmsweep");
+	if (ratio === undefined) return undefined;
+	// Latencies are those with cleaning on, measured against cleaning off.
+	const ratioCleanOff = figure === "p99" ? undefined : ratioWith("vmsweep-off");
+	const bound = figure === "throughput" ? "at least" : "at most";
+	const reached = bound === "at least" ? ratio.median >= goal : ratio.median <= goal;
+	return { workload: id, title, peer, figure, best, bound, goal, ratio, ratioCleanOff, reached };
 }

@@ -7,7 +7,7 @@
 // that arrive together are taken by one recv, and the requests that follow leave with one send. It is the same for all.
 
 import * as sys from "../../src/adapters/os/syscalls.ts";
-import { viewOf } from "../../src/foundations/struct.ts";
+import { PollSet } from "../../src/adapters/plane/poll-set.ts";
 import { LeanConnection } from "./connection.ts";
 import { LatencyHistogram } from "./histogram.ts";
 import type { LoadPlan } from "./load.ts";
@@ -31,8 +31,6 @@ export interface LeanReport {
 	readonly latencyMsP99: number;
 	readonly latencyMsP999: number;
 }
-
-const POLLFD_BYTES = 8;
 
 function runJob({ socket, connections, depth, seconds, plan }: LeanJob): LeanReport {
 	const histogram = new LatencyHistogram();
@@ -71,27 +69,23 @@ function runJob({ socket, connections, depth, seconds, plan }: LeanJob): LeanRep
 /** Waits until a connection has something to say, and sends on where a socket was full. */
 class Waiter {
 	readonly #all: readonly LeanConnection[];
-	readonly #memory: sys.Pinned;
-	readonly #view: DataView;
+	readonly #polled: PollSet;
 
 	constructor(all: readonly LeanConnection[]) {
 		this.#all = all;
-		this.#memory = sys.pin(all.length * POLLFD_BYTES);
-		this.#view = viewOf(this.#memory.bytes);
+		this.#polled = new PollSet(all.length);
 	}
 
 	ready(): readonly LeanConnection[] {
 		// One connection with nothing to send simply waits in its recv.
 		if (this.#all.length === 1 && !this.#all[0]!.wantsToSend) return this.#all;
-		this.#all.forEach((one, index) => {
-			this.#view.setInt32(index * POLLFD_BYTES, one.fd, true);
-			const events = (one.inFlight > 0 ? sys.POLLIN : 0) | (one.wantsToSend ? sys.POLLOUT : 0);
-			this.#view.setUint32(index * POLLFD_BYTES + 4, events, true);
-		});
-		sys.poll(this.#memory.address, this.#all.length, -1);
+		this.#polled.clear();
+		for (const one of this.#all)
+			this.#polled.add(one.fd, (one.inFlight > 0 ? sys.POLLIN : 0) | (one.wantsToSend ? sys.POLLOUT : 0));
+		this.#polled.wait(-1);
 		const ready: LeanConnection[] = [];
 		this.#all.forEach((one, index) => {
-			const events = this.#view.getUint16(index * POLLFD_BYTES + 6, true);
+			const events = this.#polled.met(index);
 			if (events & sys.POLLOUT) one.send();
 			if (events & ~sys.POLLOUT) ready.push(one);
 		});

@@ -70,7 +70,7 @@ export class LeanConnection {
 	/** Waits for answers, and counts what came. */
 	hear(): void {
 		this.#inputEnd += receive(this.fd, this.#input.address + this.#inputEnd, INPUT_BYTES - this.#inputEnd);
-		const rest = this.#scanner.scan(this.#inputView, 0, this.#inputEnd);
+		const rest = this.#scanner.scan(this.#inputView, this.#inputEnd);
 		this.#input.bytes.copyWithin(0, rest, this.#inputEnd);
 		this.#inputEnd -= rest;
 		const now = performance.now();

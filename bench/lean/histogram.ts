@@ -12,16 +12,12 @@ export class LatencyHistogram {
 	readonly #counts = new Uint32Array((32 - SUB_BITS + 1) * SUB_BUCKETS);
 	#total = 0;
 
-	get count(): number {
-		return this.#total;
-	}
-
-	/** Notes `times` requests that took `ms` milliseconds each. */
-	add(ms: number, times = 1): void {
+	/** Notes a request that took `ms` milliseconds. */
+	add(ms: number): void {
 		const value = Math.min(HIGHEST, Math.max(0, Math.round(ms * PER_MS)));
 		const index = bucketOf(value);
-		this.#counts[index] = this.#counts[index]! + times;
-		this.#total += times;
+		this.#counts[index] = this.#counts[index]! + 1;
+		this.#total++;
 	}
 
 	/** The time in milliseconds that `share` (0 to 1) of the requests did not exceed; 0 where there were none. */

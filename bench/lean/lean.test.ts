@@ -72,7 +72,7 @@ test("the scanner finds every answer once, in order, however the bytes arrive", 
 				const size = sizes[turn % sizes.length]!;
 				const input = new Uint8Array(Buffer.concat([rest, stream.subarray(at, at + size)]));
 				at += size;
-				const end = scanner.scan(viewOf(input), 0, input.length);
+				const end = scanner.scan(viewOf(input), input.length);
 				found.push(...scanner.finished.slice(0, scanner.finishedCount));
 				rest = input.subarray(end);
 				assert.ok(rest.length < StructuredReply.size);
@@ -86,7 +86,7 @@ test("the scanner finds every answer once, in order, however the bytes arrive", 
 });
 
 test("a failed request ends the run, and so does what is no reply", () => {
-	const scan = (bytes: Uint8Array) => new ReplyScanner(simpleDataBytes).scan(viewOf(bytes), 0, bytes.length);
+	const scan = (bytes: Uint8Array) => new ReplyScanner(simpleDataBytes).scan(viewOf(bytes), bytes.length);
 	const simple = new Uint8Array(SimpleReply.size);
 	SimpleReply.put(viewOf(simple), 0, { magic: SIMPLE_REPLY_MAGIC, error: 5, cookie: 1n });
 	assert.throws(() => scan(simple), /answered a request with error 5/);

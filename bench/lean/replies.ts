@@ -30,12 +30,12 @@ export class ReplyScanner {
 	}
 
 	/**
-	 * Takes the bytes from `start` to `end`; returns where a header begins that is not complete, or `end`.
+	 * Takes the bytes up to `end`; returns where a header begins that is not complete, or `end`.
 	 * Throws NBD_PROTOCOL for what is no reply, and IO for a request that failed.
 	 */
-	scan(view: DataView, start: number, end: number): number {
+	scan(view: DataView, end: number): number {
 		this.finishedCount = 0;
-		let at = start;
+		let at = 0;
 		for (;;) {
 			const skipped = Math.min(this.#skip, end - at);
 			at += skipped;

@@ -24,14 +24,12 @@ import { viewOf } from "../../src/foundations/struct.ts";
 
 const koffi = createRequire(import.meta.url)("koffi") as typeof Koffi;
 const libc = koffi.load(null);
-const openSocket = libc.func("int socket(int domain, int type, int protocol)") as (...words: number[]) => number;
 const connect = libc.func("int connect(int fd, uintptr_t address, uint length)") as (...words: number[]) => number;
 const recvWaiting = libc.func("int64_t recv(int fd, uintptr_t into, size_t length, int flags)") as (
 	...words: number[]
 ) => number;
 
 const AF_UNIX = 1;
-const SOCK_STREAM_CLOEXEC = 1 | 0o2000000;
 /** struct sockaddr_un: the family in 16 bits, then the path with a zero byte behind. */
 const ADDRESS_BYTES = 110;
 
@@ -52,9 +50,9 @@ export function connectTo(path: string): { readonly fd: number; readonly sizeByt
 	if (name.length > ADDRESS_BYTES - 3) throw new VmsweepError("USAGE", `${path} is too long for a Unix socket.`);
 	viewOf(address.bytes).setUint16(0, AF_UNIX, true);
 	address.bytes.set(name, 2);
-	const fd = openSocket(AF_UNIX, SOCK_STREAM_CLOEXEC, 0);
-	if (fd < 0 || connect(fd, address.address, ADDRESS_BYTES) < 0)
-		throw sys.hostError(-koffi.errno(), `${path}: connecting`);
+	const fd = sys.socket(AF_UNIX, sys.SOCK_STREAM | sys.SOCK_CLOEXEC, 0);
+	if (fd < 0) throw sys.hostError(fd, `${path}: connecting`);
+	if (connect(fd, address.address, ADDRESS_BYTES) < 0) throw sys.hostError(-koffi.errno(), `${path}: connecting`);
 	return { fd, sizeBytes: negotiate(fd) };
 }
 

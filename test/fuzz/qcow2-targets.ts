@@ -10,8 +10,7 @@ import { readSnapshots, type SnapshotTable } from "../../src/core/images/qcow2/s
 import { damagedImage, MappingTables } from "../../src/core/images/qcow2/tables.ts";
 import type { VirtualDisk } from "../../src/core/images/virtual-disk.ts";
 import { viewOf } from "../../src/foundations/struct.ts";
-import { byteCount } from "../../src/foundations/units.ts";
-import { activity, io, makeImage, type Variant, withoutCompressed } from "../interop/qcow2-images.ts";
+import { activity, io, makeImage, memoryDisk, type Variant, withoutCompressed } from "../interop/qcow2-images.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { runOk } from "../support/processes.ts";
 import { type Random, seededRandom } from "../support/randomness.ts";
@@ -108,16 +107,6 @@ async function makeTarget({ options, cluster, size, snapshots, backing }: Kind, 
 		open: async (opened, openPart) => (await openQcow2(opened, disk, openPart)).disk,
 	};
 }
-
-const memoryDisk = (bytes: Uint8Array): VirtualDisk => ({
-	size: byteCount(bytes.length),
-	async read(at, into) {
-		into.set(bytes.subarray(at, at + into.length));
-	},
-	async *runs(from, to) {
-		if (to > from) yield { start: from, length: byteCount(to - from), kind: "data" };
-	},
-});
 
 export interface OpenQcow2 {
 	readonly header: Qcow2Header;

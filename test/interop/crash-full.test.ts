@@ -8,7 +8,6 @@ import { temporaryFolder } from "../support/folders.ts";
 import { Ledger } from "../support/ledger.ts";
 import { Mounted } from "../support/loop.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
-import { NbdClient } from "../support/nbd-client.ts";
 import { runOk } from "../support/processes.ts";
 import { requireTool } from "../support/requirements.ts";
 
@@ -39,7 +38,7 @@ test("the second image's host is full: the log takes what it may, then writers w
 	const ledger = new Ledger(2048, 65_536);
 	{
 		await using server = await SweepServer.serve(disk, "--log-limit", "80M");
-		await using client = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
+		await using client = await server.connect();
 		let done = false;
 		// 150 MiB: more than the log and what is left of the second image's host take together.
 		const writing = ledger
@@ -54,7 +53,7 @@ test("the second image's host is full: the log takes what it may, then writers w
 		await server.reaches(({ stalled }) => stalled > 0 || done, "a full log");
 		await server.process.until(() => server.process.stderr.includes("ENOSPC"), "the cleaner to say what it lacks");
 		assert(!done, "the host never became full");
-		await using other = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
+		await using other = await server.connect();
 		await ledger.check(other);
 		await rm(`${host.path}/filler`);
 		assert.equal(await writing, 0, "writes that only had to wait failed");
@@ -63,7 +62,7 @@ test("the second image's host is full: the log takes what it may, then writers w
 		assert.equal((await server.stop()).exitCode, 0);
 	}
 	await using server = await SweepServer.serve(disk, "--clean", "off");
-	await using client = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
+	await using client = await server.connect();
 	await ledger.check(client);
 	assert.equal((await server.stop()).exitCode, 0);
 });
@@ -80,7 +79,7 @@ test("the first image's host is full: ENOSPC, nothing acknowledged is lost, also
 	const ledger = new Ledger(2048, 65_536);
 	{
 		await using server = await SweepServer.serve(disk, "--clean", "off");
-		await using client = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
+		await using client = await server.connect();
 		assert((await ledger.writeAll(client, range(0, 1200))) > 0, "the host never became full");
 		await ledger.flush(client);
 		await ledger.check(client);
@@ -88,7 +87,7 @@ test("the first image's host is full: ENOSPC, nothing acknowledged is lost, also
 	}
 	{
 		await using server = await SweepServer.serve(disk);
-		await using client = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
+		await using client = await server.connect();
 		await ledger.check(client);
 		await rm(`${host.path}/filler`);
 		await server.reaches(({ first }) => first.usedBytes < 24 * MIB, "the cleaner to make room");

@@ -9,7 +9,6 @@ import { temporaryFolder } from "../support/folders.ts";
 import { Ledger } from "../support/ledger.ts";
 import { Mounted } from "../support/loop.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
-import { NbdClient } from "../support/nbd-client.ts";
 import { run, runOk } from "../support/processes.ts";
 import { requireTool } from "../support/requirements.ts";
 
@@ -25,7 +24,7 @@ test("a host file system that turns read-only", async (t) => {
 		await using host = await Mounted.mount(image, folder.file("h"), "loop,errors=remount-ro");
 		await createDisk(disk, { size: "64M" });
 		await using server = await SweepServer.serve(disk, "--clean", "off");
-		await using client = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
+		await using client = await server.connect();
 		assert.equal(await ledger.writeAll(client, [...ledger.sent.keys()]), 0);
 		assert.equal(await ledger.flush(client), 0);
 		const device = (await runOk("findmnt", ["-no", "SOURCE", host.path])).trim();
@@ -44,7 +43,7 @@ test("a host file system that turns read-only", async (t) => {
 	assert((checked.exitCode ?? 8) < 4, checked.stdout);
 	await using host = await Mounted.mount(image, folder.file("h"), "loop");
 	await using server = await SweepServer.serve(disk);
-	await using client = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
+	await using client = await server.connect();
 	await ledger.check(client, ledger.flushed);
 	assert.equal(await ledger.writeAll(client, [...ledger.sent.keys()]), 0);
 	assert.equal(await ledger.flush(client), 0);

@@ -7,11 +7,7 @@ import { test } from "node:test";
 import { temporaryFolder } from "../support/folders.ts";
 import { Ledger } from "../support/ledger.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
-import { NbdClient } from "../support/nbd-client.ts";
 import { run, runOk, vmsweep } from "../support/processes.ts";
-
-const connect = (disk: string): Promise<NbdClient> =>
-	NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "d" });
 
 test("missing at the start", async () => {
 	await using folder = await temporaryFolder();
@@ -36,7 +32,7 @@ test("deleted while it is served", async () => {
 	const ledger = new Ledger(512, 65_536);
 	{
 		await using server = await SweepServer.serve(disk, "--clean", "off");
-		await using client = await connect(disk);
+		await using client = await server.connect();
 		assert.equal(await ledger.writeAll(client, [...ledger.sent.keys()].slice(0, 256)), 0);
 		await runOk(vmsweep, ["clean", disk]);
 		await rm(`${disk}/second.raw`);
@@ -54,7 +50,7 @@ test("deleted while it is served", async () => {
 		assert.match(stopped.stderr, /second\.raw was deleted/);
 	}
 	await using server = await SweepServer.serve(disk);
-	await using client = await connect(disk);
+	await using client = await server.connect();
 	await ledger.check(client);
 	assert.equal((await server.stop()).exitCode, 0);
 });

@@ -10,7 +10,7 @@ import { liveness } from "../../src/core/nbd/meta-contexts.ts";
 import { allocation, chunk, command, commandFlag, errno, transmissionFlag } from "../../src/core/nbd/protocol.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { type ClientOptions, extendedHeader, NbdClient, type NbdRequest } from "../support/nbd-client.ts";
-import { type PlaneOptions, type PlaneServer, startPlane } from "../support/plane-server.ts";
+import { moveEverything, type PlaneOptions, type PlaneServer, startPlane } from "../support/plane-server.ts";
 import { seededRandom } from "../support/randomness.ts";
 
 const KiB = 1024;
@@ -351,30 +351,14 @@ describe("contexts", () => {
 		assert.deepEqual(await changed(now + 1), [[16 * k, 1]], "a position of another disk, or of a lost future");
 
 		// Move as the cleaner does: the newest of a MiB counts for all of it.
-		const { plane, directory } = f.server;
-		await plane.ask("seal");
-		const view = await plane.ask("takeView");
-		await plane.ask("flush");
-		for (const { sequence, state } of await plane.ask("segments")) {
-			if (state !== "sealed") continue;
-			const { runs: live } = await plane.ask("liveRuns", { sequence, from: 0 });
-			const runs: number[] = [];
-			for (let i = 0; i < live.length; i += 4) {
-				const bytes = await writer.read(live[i]! * k, live[i + 1]! * k);
-				await directory.second.writeBatch([{ at: (live[i]! * k) as never, bytes }]);
-				runs.push(live[i]!, live[i + 1]!, live[i + 2]!);
-			}
-			await directory.second.flush();
-			assert((await plane.ask("moved", { runs: Float64Array.from(runs), view: view.id })) > 0);
-		}
-		await plane.ask("releaseView", view.id);
+		assert((await moveEverything(f.server)) > 0);
 		assert.deepEqual(await changed(now), [
 			[8 * k, 0],
 			[k, 1],
 			[7 * k, 0],
 		]);
 		assert.deepEqual(await changed(position), [[16 * k, 1]]);
-		await plane.ask("punched", Float64Array.from([8, 1]));
+		await f.server.plane.ask("punched", Float64Array.from([8, 1]));
 		assert.deepEqual(await changed(now), [[16 * k, 1]], "its age is that of the region's newest change");
 		assert.deepEqual((await writer.read(2 * k, 3 * k)).equals(Buffer.from(pattern(3 * k, 2))), true);
 	});

@@ -9,7 +9,7 @@ import * as sys from "../../src/adapters/os/syscalls.ts";
 import { command, errno } from "../../src/core/nbd/protocol.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { NbdClient } from "../support/nbd-client.ts";
-import { type PlaneServer, startPlane } from "../support/plane-server.ts";
+import { moveEverything, type PlaneServer, startPlane } from "../support/plane-server.ts";
 import { runOk } from "../support/processes.ts";
 import { seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
@@ -17,7 +17,6 @@ import { waitUntil } from "../support/waiting.ts";
 
 const MiB = 2 ** 20;
 const K = 4096;
-const POSIX_FADV_DONTNEED = 4;
 
 /** A block that says which it is, and how often it was written. */
 function stampedBlock(block: number, version: number): Buffer {
@@ -36,39 +35,6 @@ function versionIn(bytes: Buffer, block: number): number {
 	return version;
 }
 
-/** What the cleaner does, without its judgement: copies all closed segments to the second image and frees them. */
-async function moveEverything({ plane, directory }: PlaneServer): Promise<number> {
-	await plane.ask("seal");
-	const view = await plane.ask("takeView");
-	let moved = 0;
-	try {
-		await plane.ask("flush");
-		for (const { sequence, state } of await plane.ask("segments")) {
-			if (state !== "sealed") continue;
-			const runs: number[] = [];
-			for (let from = 0; from >= 0; ) {
-				const part = await plane.ask("liveRuns", { sequence, from });
-				runs.push(...part.runs);
-				from = part.next;
-			}
-			const triples: number[] = [];
-			for (let i = 0; i < runs.length; i += 4) {
-				const [block, count, slot, at] = [runs[i]!, runs[i + 1]!, runs[i + 2]!, runs[i + 3]!];
-				const { bytes, address } = sys.pin(count * K);
-				assert.equal(sys.preadAll(directory.firstFd, address, bytes.length, at), bytes.length);
-				assert.equal(sys.pwrite(directory.second.layout.fd, address, bytes.length, block * K), bytes.length);
-				triples.push(block, count, slot);
-			}
-			assert.equal(sys.fdatasync(directory.second.layout.fd), 0);
-			moved += await plane.ask("moved", { runs: Float64Array.from(triples), view: view.id });
-		}
-	} finally {
-		await plane.ask("releaseView", view.id);
-	}
-	for (let i = 0; i < 2; i++) await plane.ask("flush");
-	return moved;
-}
-
 /** Gives the space of all free segments back, as the cleaner does. */
 async function punchFree({ plane, directory }: PlaneServer): Promise<void> {
 	for (;;) {
@@ -82,7 +48,7 @@ async function punchFree({ plane, directory }: PlaneServer): Promise<void> {
 function forgetPageCache({ directory }: PlaneServer): void {
 	for (const fd of [directory.firstFd, directory.second.layout.fd]) {
 		sys.fdatasync(fd);
-		sys.fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+		sys.fadvise(fd, 0, 0, sys.POSIX_FADV_DONTNEED);
 	}
 }
 

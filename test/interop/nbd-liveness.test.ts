@@ -9,7 +9,7 @@ import { liveness } from "../../src/core/nbd/meta-contexts.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { hashesIn, LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
-import { type Extents, NbdClient } from "../support/nbd-client.ts";
+import type { Extents, NbdClient } from "../support/nbd-client.ts";
 import { run, runOk } from "../support/processes.ts";
 import { seededRandom } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
@@ -19,11 +19,8 @@ const MiB = 2 ** 20;
 const LIVENESS = "vmsweep:liveness";
 
 /** A client of a served disk that selected contexts. */
-const client = (disk: string, ...contexts: readonly string[]): Promise<NbdClient> =>
-	NbdClient.connect(
-		{ path: join(disk, "nbd.sock") },
-		{ exportName: disk.split("/").at(-1)!, extended: true, contexts },
-	);
+const client = (server: SweepServer, ...contexts: readonly string[]): Promise<NbdClient> =>
+	server.connect({ extended: true, contexts });
 
 /** Status of the whole disk. */
 async function wholeStatus(of: NbdClient): Promise<Extents> {
@@ -41,8 +38,8 @@ const bytesOf = (extents: Extents, flags: number): number =>
 	extents.reduce((sum, [length, each]) => sum + (each === flags ? length : 0), 0);
 
 /** Copies what is not dead; dead blocks are filled with rubbish, so that whoever needs one notices. */
-async function copyNotDead(disk: string, target: string): Promise<Extents> {
-	await using source = await client(disk, LIVENESS);
+async function copyNotDead(server: SweepServer, target: string): Promise<Extents> {
+	await using source = await client(server, LIVENESS);
 	const extents = await wholeStatus(source);
 	await using file = await open(target, "w");
 	let at = 0;
@@ -73,7 +70,7 @@ test("a file system at rest: dead is what dumpe2fs calls free, and nbdinfo sees 
 	}
 	await createDisk(disk, { second: image });
 	await using server = await SweepServer.serve(disk, "--clean", "off");
-	const extents = await copyNotDead(disk, folder.file("copy"));
+	const extents = await copyNotDead(server, folder.file("copy"));
 	let at = 0;
 	const dead = extents.flatMap(([length, flags]) => {
 		at += length;
@@ -99,8 +96,8 @@ test("a file system at rest: dead is what dumpe2fs calls free, and nbdinfo sees 
 	assert.deepEqual(JSON.parse(listed).exports[0].contexts, ["base:allocation", LIVENESS, "vmsweep:since:"]);
 
 	// What is written is dead no more, at once and for the clients that came before, too.
-	await using watcher = await client(disk, LIVENESS);
-	await using writer = await client(disk);
+	await using watcher = await client(server, LIVENESS);
+	await using writer = await client(server);
 	const [start, end] = dead.find(([from, to]) => to - from > MiB)!;
 	assert.deepEqual(await watcher.status(start, end - start), [[end - start, liveness.DEAD]]);
 	await writer.write(start + 8192, Buffer.alloc(4096, 1));
@@ -139,17 +136,18 @@ for (const cleaning of ["off", "continuous"] as const)
 				await writeFile(join(mounted.path, `f${round}-${i}`), seededRandom(round * 100 + i).bytes(1_500_000));
 			await commit(`a${round}`);
 			// Watching begins with the first question; two commits later there is something to say.
-			await using asking = await client(disk, LIVENESS);
+			await using asking = await client(server, LIVENESS);
 			await wholeStatus(asking);
 			if (round > 0) await runOk("sh", ["-c", `rm ${mounted.path}/f${round - 1}-*`]);
 			for (const name of ["b", "c", "d"]) await commit(`${name}${round}`);
 			const before = await hashesIn(mounted.path);
 			const copy = folder.file(`copy${round}`);
-			const extents = await copyNotDead(disk, copy);
+			const extents = await copyNotDead(server, copy);
 			everDead += bytesOf(extents, liveness.DEAD);
 			await assertSound(copy);
-			await using again = await LoopMount.mount(copy, folder.file(`again${round}`));
+			await using again = await Mounted.mount(copy, folder.file(`again${round}`), "loop,ro");
 			assert.deepEqual(await hashesIn(again.path), before, `round ${round}`);
+			await again.unmount();
 		}
 		assert(everDead > 0, "something was proven dead");
 	});
@@ -160,20 +158,4 @@ async function assertSound(image: string): Promise<void> {
 	assert(exitCode === 0 || exitCode === 1, stdout);
 	for (const [line] of stdout.matchAll(/^.*\n(?=Fix\? )/gm))
 		assert.match(line, /^Free (blocks|inodes) count wrong \(/, stdout);
-}
-
-/** An image file, mounted read-only. */
-class LoopMount implements AsyncDisposable {
-	readonly path: string;
-	private constructor(path: string) {
-		this.path = path;
-	}
-	static async mount(image: string, path: string): Promise<LoopMount> {
-		await mkdir(path);
-		await runOk("mount", ["-o", "loop,ro", image, path]);
-		return new LoopMount(path);
-	}
-	async [Symbol.asyncDispose](): Promise<void> {
-		await runOk("umount", [this.path]);
-	}
 }

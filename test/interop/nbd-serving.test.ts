@@ -83,8 +83,7 @@ test("clients beyond the limit are told so; there is room again when one leaves"
 	const disk = folder.file("web01");
 	await createDisk(disk, { size: "32M" });
 	await using server = await SweepServer.serve(disk, "--clean", "off", "--max-clients", "2");
-	const connect = (): Promise<NbdClient> =>
-		NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "web01", extended: true });
+	const connect = (): Promise<NbdClient> => server.connect({ extended: true });
 	await using one = await connect();
 	await using two = await connect();
 	await assert.rejects(connect(), /web01 has 2 clients already/);
@@ -194,7 +193,7 @@ describe("the end", () => {
 		const disk = folder.file("web01");
 		await createDisk(disk, { size: "32M" });
 		await using server = await SweepServer.serve(disk);
-		await using client = await NbdClient.connect({ path: `${disk}/nbd.sock` }, { exportName: "web01" });
+		await using client = await server.connect();
 		await client.write(0, Buffer.alloc(4096, 3));
 		const { exitCode, stderr } = await server.stop();
 		assert.equal(exitCode, 0, stderr);

@@ -9,7 +9,6 @@ import { run, runOk, searchPath } from "../support/processes.ts";
 import { requireTool } from "../support/requirements.ts";
 
 interface Fixture extends AsyncDisposable {
-	readonly server: SweepServer;
 	readonly uri: string;
 }
 
@@ -19,7 +18,7 @@ async function fixture(...options: readonly string[]): Promise<Fixture> {
 	const disk = folder.file("web01");
 	await createDisk(disk, { size: "64M" });
 	const server = stack.use(await SweepServer.serve(disk, "--clean", "off", ...options));
-	return { server, uri: server.uri, [Symbol.asyncDispose]: () => stack.disposeAsync() };
+	return { uri: server.uri, [Symbol.asyncDispose]: () => stack.disposeAsync() };
 }
 
 /** Runs a script of nbdsh with the URI in `uri`; a failed assertion of it fails the test. */

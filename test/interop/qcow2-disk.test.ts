@@ -12,7 +12,6 @@ import { allocatedBytes } from "../support/hashes.ts";
 import { killUnderFio } from "../support/kill-loop.ts";
 import { hashesIn, LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
 import { SweepServer } from "../support/loop-server.ts";
-import { NbdClient } from "../support/nbd-client.ts";
 import { run, runOk, start, vmsweep } from "../support/processes.ts";
 import { seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
@@ -166,9 +165,8 @@ test("neighbours of what is moved read the same all the time, also from cold sto
 	const disk = folder.file("d");
 	await create(disk, "--second", image);
 	await using server = await SweepServer.serve(disk, "--log-limit", "80M", "--clean", "off");
-	const socketPath = join(disk, "nbd.sock");
-	await using writer = await NbdClient.connect({ path: socketPath }, { exportName: "d" });
-	await using reader = await NbdClient.connect({ path: socketPath }, { exportName: "d" });
+	await using writer = await server.connect();
+	await using reader = await server.connect();
 	let isDone = false;
 	let reads = 0;
 	/** Blocks with even numbers are never written. */

@@ -7,7 +7,8 @@ import { openHostImageFile } from "../../src/adapters/images/host-image-file.ts"
 import { readHeader } from "../../src/core/images/qcow2/header.ts";
 import { readSnapshots } from "../../src/core/images/qcow2/snapshots.ts";
 import { verifyImage } from "../../src/core/images/qcow2/verify.ts";
-import { byteOffset } from "../../src/foundations/units.ts";
+import type { VirtualDisk } from "../../src/core/images/virtual-disk.ts";
+import { byteCount, byteOffset } from "../../src/foundations/units.ts";
 import type { TemporaryFolder } from "../support/folders.ts";
 import { run, runOk } from "../support/processes.ts";
 import type { Random } from "../support/randomness.ts";
@@ -128,6 +129,17 @@ export async function contentOf(image: DiskImage, random: Random): Promise<Uint8
 	}
 	return content;
 }
+
+/** A disk in memory, to be below an image; all of it is data. */
+export const memoryDisk = (bytes: Uint8Array): VirtualDisk => ({
+	size: byteCount(bytes.length),
+	async read(at, into) {
+		into.set(bytes.subarray(at, at + into.length));
+	},
+	async *runs(from, to) {
+		if (to > from) yield { start: from, length: byteCount(to - from), kind: "data" };
+	},
+});
 
 export function assertSameBytes(actual: Uint8Array, expected: Uint8Array, what: string): void {
 	if (Buffer.compare(actual, expected) === 0) return;

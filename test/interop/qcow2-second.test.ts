@@ -158,11 +158,8 @@ const snapshotsOf = async (path: string): Promise<string[]> => {
 	return (info.snapshots ?? []).map(({ name }) => name);
 };
 
-async function snapshotContent(folder: TemporaryFolder, path: string, name: string): Promise<Uint8Array> {
-	const raw = folder.file("snapshot.raw");
-	await runOk("qemu-img", ["convert", "-O", "raw", "-l", `snapshot.name=${name}`, path, raw]);
-	return await readFile(raw);
-}
+const snapshotContent = (folder: TemporaryFolder, path: string, name: string): Promise<Uint8Array> =>
+	contentByQemu(folder, path, "-l", `snapshot.name=${name}`);
 
 const usable = variants.filter(({ dataFile }) => dataFile !== true);
 

@@ -1,7 +1,7 @@
 // Snapshots as users take them: readable under a name whatever the guest and the cleaner do afterwards, over crashes too.
 
 import assert from "node:assert/strict";
-import { mkdir, open, readFile, rm, stat } from "node:fs/promises";
+import { mkdir, open, rm, stat } from "node:fs/promises";
 import { test } from "node:test";
 import type { RestingDiskStatus } from "../../src/services/control-at-rest.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/folders.ts";
@@ -9,6 +9,7 @@ import { SweepServer } from "../support/loop-server.ts";
 import { type Finished, run, runOk, start, vmsweep } from "../support/processes.ts";
 import { seededRandom } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
+import { assertSameBytes, contentByQemu } from "./qcow2-images.ts";
 
 const MIB = 2 ** 20;
 const SIZE = 64 * MIB;
@@ -37,11 +38,7 @@ const write = (uri: string, commands: readonly string[]): Promise<string> =>
 
 /** The whole of an export. */
 async function assertHolds(folder: TemporaryFolder, uri: string, expected: Buffer, what: string): Promise<void> {
-	const raw = folder.file("copy");
-	await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", uri, raw]);
-	const found = await readFile(raw);
-	const at = found.length === expected.length ? found.findIndex((byte, i) => byte !== expected[i]) : -2;
-	assert.equal(at, -1, `${what} differs at byte ${at}`);
+	assertSameBytes(await contentByQemu(folder, uri, "-f", "raw"), expected, what);
 }
 
 const snapshotUri = (uri: string, name: string): string => uri.replace("?", `@${name}?`);

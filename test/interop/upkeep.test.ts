@@ -37,13 +37,13 @@ async function placeOf(path: string, bytes: Buffer): Promise<number> {
 async function mounted(
 	folder: TemporaryFolder,
 	uri: string,
-	work: (path: string, device: string) => Promise<void>,
+	work: (path: string) => Promise<void>,
 	{ format }: { readonly format?: boolean } = {},
 ): Promise<void> {
 	await using device = await LoopDevice.attach(uri, folder.file("fuse"));
 	if (format === true) await runOk("mke2fs", ["-q", "-t", "ext4", "-F", device.path]);
 	await using mount = await Mounted.mount(device.path, folder.file("mnt"));
-	await work(mount.path, device.path);
+	await work(mount.path);
 	await mount.unmount();
 }
 

@@ -178,7 +178,7 @@ export class History {
 
 	readBlock(block: number): number {
 		const value = this.log.get(block);
-		return value === ABSENT ? this.#readFrom(this.second, block * BLOCK) : this.#valueAt(value);
+		return value === ABSENT ? this.readFrom(this.second, block * BLOCK) : this.valueAt(value);
 	}
 
 	/** One batch of guest writes, committed. */
@@ -317,7 +317,7 @@ export class History {
 			const view = this.log.takeView();
 			const values = Array.from({ length: this.#blocks }, (_, block) => {
 				const value = view.get(block);
-				return value === ABSENT ? undefined : this.#valueAt(value);
+				return value === ABSENT ? undefined : this.valueAt(value);
 			});
 			this.#views.push({ view, values });
 			return;
@@ -325,7 +325,7 @@ export class History {
 		const [held] = this.#views.splice(this.random.below(Math.max(1, this.#views.length)), 1);
 		held?.values.forEach((expected, block) => {
 			const value = held.view.get(block);
-			const now = value === ABSENT ? undefined : this.#valueAt(value);
+			const now = value === ABSENT ? undefined : this.valueAt(value);
 			if (now !== expected) throw new PromiseBroken(`block ${block} of a view was ${expected} and became ${now}`);
 		});
 		held?.view.release();
@@ -394,11 +394,12 @@ export class History {
 		this.log.punched(pairs);
 	}
 
-	#valueAt(value: number): number {
-		return value === ZERO ? 0 : this.#readFrom(this.first, this.log.offsetOfSlot(value));
+	/** What a slot, or zeros, of the first image stands for. */
+	protected valueAt(value: number): number {
+		return value === ZERO ? 0 : this.readFrom(this.first, this.log.offsetOfSlot(value));
 	}
 
-	#readFrom(file: SimFile, at: number): number {
+	protected readFrom(file: SimFile, at: number): number {
 		const block = new Uint8Array(BLOCK);
 		file.read(byteOffset(at), block);
 		return valueIn(block);

@@ -9,7 +9,7 @@
 import { ABSENT, UNDO_STRIDE, ZERO } from "../../src/core/log/first-image.ts";
 import type { LogPosition } from "../../src/foundations/units.ts";
 import { byteOffset } from "../../src/foundations/units.ts";
-import { blocksOf, GARBAGE, valueIn } from "./blocks.ts";
+import { blocksOf, GARBAGE } from "./blocks.ts";
 import { emptyTally, History, PromiseBroken } from "./history.ts";
 import { PowerCut, pinned } from "./sim-file.ts";
 
@@ -48,6 +48,8 @@ export interface KeepingTally {
 export class KeepingHistory extends History {
 	// Declared only: the base's constructor opens the log, before initializers of this class would run.
 	declare kept: Kept[];
+	/** Kept views of this opening and of the one that took them, by entry. */
+	declare views: Map<number, { release(): void }>;
 	declare deeds: Map<number, Deed[]>;
 	/** Blocks that a commit or a resize under way is about. */
 	declare pending: number[];
@@ -64,6 +66,7 @@ export class KeepingHistory extends History {
 
 	override open(): void {
 		this.kept ??= [];
+		this.views ??= new Map();
 		this.deeds ??= new Map();
 		this.pending ??= [];
 		this.lost ??= new Set();
@@ -114,7 +117,7 @@ export class KeepingHistory extends History {
 		if (this.log.commitError?.code === "LOG_FULL") {
 			// Room is worth more than what could be undone, or seen.
 			this.#hold(undefined);
-			for (const { entry } of this.kept.splice(0)) this.#views.get(entry)?.release();
+			for (const { entry } of this.kept.splice(0)) this.views.get(entry)?.release();
 			this.clean();
 		}
 	}
@@ -210,7 +213,7 @@ export class KeepingHistory extends History {
 		const { log } = this;
 		if (this.kept.length > 2 || this.random.chance(30)) {
 			const [kept] = this.kept.splice(this.random.below(Math.max(1, this.kept.length)), 1);
-			if (kept && !this.kept.some(({ entry }) => entry === kept.entry)) this.#views.get(kept.entry)?.release();
+			if (kept && !this.kept.some(({ entry }) => entry === kept.entry)) this.views.get(kept.entry)?.release();
 			return;
 		}
 		this.flush();
@@ -219,22 +222,15 @@ export class KeepingHistory extends History {
 		const kept: Kept = { entry: view.entry, shown: new Map(), content: new Map() };
 		for (let block = 0; block < log.diskBlocks; block++) {
 			const value = view.get(block);
-			kept.shown.set(block, value === ABSENT ? undefined : this.#contentOf(value));
+			kept.shown.set(block, value === ABSENT ? undefined : this.valueAt(value));
 			kept.content.set(block, this.readBlock(block));
 		}
 		// Only what is durable may be asked for after a restart: else its entries may be others then.
 		if (view.durable && !this.kept.some(({ entry }) => entry === view.entry)) {
 			this.kept.push(kept);
-			this.#views.set(view.entry, view);
+			this.views.set(view.entry, view);
 		} else view.release();
 	}
-
-	/** Of this opening and the one that took them. */
-	get #views(): Map<number, { release(): void }> {
-		this.viewHandles ??= new Map();
-		return this.viewHandles;
-	}
-	declare viewHandles: Map<number, { release(): void }> | undefined;
 
 	#hold(position: LogPosition | undefined): void {
 		this.held = position;
@@ -257,7 +253,7 @@ export class KeepingHistory extends History {
 
 	#checkViews(): void {
 		const { recoveredViews } = this.log;
-		this.viewHandles = new Map(recoveredViews);
+		this.views = new Map(recoveredViews);
 		const tail = this.log.segments()[0];
 		for (const kept of this.kept) {
 			const view = recoveredViews.get(kept.entry);
@@ -270,7 +266,7 @@ export class KeepingHistory extends History {
 			for (const [block, shown] of kept.shown) {
 				if (block >= this.log.diskBlocks) continue;
 				const value = view.get(block);
-				const now = value === ABSENT ? undefined : this.#contentOf(value);
+				const now = value === ABSENT ? undefined : this.valueAt(value);
 				// What was in the second image may be in the log as well.
 				if (now === shown || (shown === undefined && now === kept.content.get(block))) continue;
 				throw new PromiseBroken(`block ${block} of the view at entry ${kept.entry} was ${shown} and became ${now}`);
@@ -285,7 +281,7 @@ export class KeepingHistory extends History {
 			for (let j = 0; j < runs[i + 1]!; j++) {
 				const block = runs[i]! + j;
 				const slot = runs[i + 2] === ABSENT ? ABSENT : runs[i + 2]! + j;
-				const value = slot === ABSENT ? this.#read(this.second, block * BLOCK) : this.#contentOf(slot);
+				const value = slot === ABSENT ? this.readFrom(this.second, block * BLOCK) : this.valueAt(slot);
 				found.set(block, { slot, value });
 			}
 		for (let block = 0; block < this.log.diskBlocks; block++) {
@@ -312,7 +308,7 @@ export class KeepingHistory extends History {
 		const at = this.random.below(runs.length / UNDO_STRIDE) * UNDO_STRIDE;
 		const [block, count, slot] = runs.subarray(at) as unknown as [number, number, number];
 		const values = Array.from({ length: count }, (_, i) =>
-			slot === ABSENT ? this.#read(this.second, (block + i) * BLOCK) : this.#contentOf(slot + i),
+			slot === ABSENT ? this.readFrom(this.second, (block + i) * BLOCK) : this.valueAt(slot + i),
 		);
 		// Without a promise, the second image may hold a part of a write.
 		if (values.includes(GARBAGE)) return;
@@ -355,15 +351,5 @@ export class KeepingHistory extends History {
 		for (const block of this.lost)
 			if (block < this.log.diskBlocks && this.log.get(block) > ZERO)
 				throw new PromiseBroken(`block ${block} shows what it held before the disk shrank`);
-	}
-
-	#contentOf(value: number): number {
-		return value === ZERO ? 0 : this.#read(this.first, this.log.offsetOfSlot(value));
-	}
-
-	#read(file: { read(at: number, into: Uint8Array): void }, at: number): number {
-		const block = new Uint8Array(BLOCK);
-		file.read(byteOffset(at), block);
-		return valueIn(block);
 	}
 }

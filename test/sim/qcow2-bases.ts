@@ -2,9 +2,7 @@
 
 import { readFile, writeFile } from "node:fs/promises";
 import { unpack } from "../../src/adapters/images/unpack.ts";
-import type { VirtualDisk } from "../../src/core/images/virtual-disk.ts";
-import { byteCount } from "../../src/foundations/units.ts";
-import { activity, io, type Variant, withoutCompressed } from "../interop/qcow2-images.ts";
+import { activity, io, memoryDisk, type Variant, withoutCompressed } from "../interop/qcow2-images.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { runOk } from "../support/processes.ts";
 import { seededRandom } from "../support/randomness.ts";
@@ -58,14 +56,3 @@ export async function makeBase(kind: BaseKind, seed: number): Promise<Base> {
 		decompress: unpack,
 	};
 }
-
-/** A disk in memory; all of it is data. */
-export const memoryDisk = (bytes: Uint8Array): VirtualDisk => ({
-	size: byteCount(bytes.length),
-	async read(at, into) {
-		into.set(bytes.subarray(at, at + into.length));
-	},
-	async *runs(from, to) {
-		yield { start: from, length: byteCount(to - from), kind: "data" };
-	},
-});

@@ -11,6 +11,7 @@ import { temporaryFolder } from "../support/folders.ts";
 import { requireTool } from "../support/requirements.ts";
 import { type BaseKind, makeBase } from "./qcow2-bases.ts";
 import { type Base, History, type Mutant, type Tally } from "./qcow2-history.ts";
+import { assertReached, withReplay } from "./replay.ts";
 
 const runs = Number(process.env.VMSWEEP_SIM_RUNS ?? 400);
 const firstSeed = Number(process.env.VMSWEEP_SIM_SEED ?? 1);
@@ -40,8 +41,7 @@ describe("qcow2 under power cuts", () => {
 		try {
 			return await new History(base, seed, mutant, tally).run();
 		} catch (error) {
-			const replay = `VMSWEEP_SIM_RUNS=1 VMSWEEP_SIM_SEED=${seed} node --test test/sim/qcow2.sim.test.ts`;
-			throw new Error(`seed ${seed} (${base.name}): ${(error as Error).message}\nreplay: ${replay}`, { cause: error });
+			throw withReplay(error, "qcow2.sim.test.ts", seed, base.name);
 		}
 	};
 
@@ -58,8 +58,7 @@ describe("qcow2 under power cuts", () => {
 			await checkByQemu(path);
 		}
 		t.diagnostic(JSON.stringify(tally));
-		if (runs >= 300)
-			for (const [what, count] of Object.entries(tally)) assert.ok(count > 0, `no history reached: ${what}`);
+		if (runs >= 300) assertReached(tally);
 	});
 
 	for (const mutant of ["no flush", "flush too late", "every other flush"] as const)

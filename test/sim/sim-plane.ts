@@ -35,7 +35,7 @@ export interface PlaneWatcher {
 }
 
 /** Descriptor of the second image's checksums. */
-export const SUMS_FD = 1_000_002;
+const SUMS_FD = 1_000_002;
 
 /** The files of a disk, and what the product makes of them. */
 export interface SimFiles {
@@ -55,7 +55,6 @@ export class SimPlane implements PlanePort {
 	readonly ages: WriteAges;
 	/** Clients that wait for room. */
 	stalled = 0;
-	stopped = false;
 	readonly #files: SimFiles;
 	readonly #world: World;
 	readonly #scheduler: Scheduler;
@@ -104,9 +103,7 @@ export class SimPlane implements PlanePort {
 			},
 			readWhole: ({ block, count, at }) => this.#readWhole(block, count, at),
 			drain: (_, done) => done(),
-			stop: () => {
-				this.stopped = true;
-			},
+			stop: () => {},
 		};
 	}
 

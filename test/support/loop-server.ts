@@ -1,9 +1,10 @@
 // vmsweep as users run it: `create`, `serve`, `status`, for tests that need the whole product.
 
 import { statSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { askStatus } from "../../src/services/control.ts";
 import type { DiskStatus } from "../../src/services/served-disk.ts";
+import { type ClientOptions, NbdClient } from "./nbd-client.ts";
 import { type Finished, type Running, runOk, start, vmsweep } from "./processes.ts";
 import { waitUntil } from "./waiting.ts";
 
@@ -36,6 +37,11 @@ export class SweepServer implements AsyncDisposable {
 			await server[Symbol.asyncDispose]();
 			throw error;
 		}
+	}
+
+	/** A client of the disk's export, on its own socket. */
+	connect(options: ClientOptions = {}): Promise<NbdClient> {
+		return NbdClient.connect({ path: join(this.disk, "nbd.sock") }, { exportName: basename(this.disk), ...options });
 	}
 
 	/** What `vmsweep status --json` says, without starting a program for it. */

@@ -26,8 +26,6 @@ export interface NbdReply {
 	readonly error: number;
 	/** Of a read. */
 	readonly data: Buffer;
-	/** Of a block status, for its first context: [length, flags]…. */
-	readonly extents: Extents;
 	/** Of a block status, for each context in the order of the chunks. */
 	readonly statuses: readonly { readonly id: number; readonly extents: Extents }[];
 	/** Types of the chunks, in order; none of a simple reply. */
@@ -128,7 +126,6 @@ export class NbdClient implements AsyncDisposable {
 		const partial = {
 			error: 0,
 			data: Buffer.alloc(0),
-			extents: [],
 			statuses: [],
 			chunks: [],
 			message: "",
@@ -157,8 +154,9 @@ export class NbdClient implements AsyncDisposable {
 	async flush(): Promise<void> {
 		await this.#ok({ type: nbd.command.FLUSH });
 	}
-	async status(offset: number, length: number, flags = 0): Promise<NbdReply["extents"]> {
-		return (await this.#ok({ type: nbd.command.BLOCK_STATUS, offset, length, flags })).extents;
+	/** What the first context says. */
+	async status(offset: number, length: number, flags = 0): Promise<Extents> {
+		return (await this.#ok({ type: nbd.command.BLOCK_STATUS, offset, length, flags })).statuses[0]?.extents ?? [];
 	}
 
 	/** Reads no replies from the next one on, so that the server's output piles up, until the returned function is called. */
@@ -273,7 +271,6 @@ export class NbdClient implements AsyncDisposable {
 				});
 				if (head === 8) assert.equal(payload.readUInt32BE(4), extents.length);
 				assert(extents.length > 0);
-				if (partial.statuses.length === 0) partial.extents = extents;
 				partial.statuses = [...partial.statuses, { id: payload.readUInt32BE(0), extents }];
 				return;
 			}

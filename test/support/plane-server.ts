@@ -16,7 +16,7 @@ import { DataPlane } from "../../src/adapters/plane/data-plane.ts";
 import type { PlaneEvent } from "../../src/adapters/plane/messages.ts";
 import { diskTransmissionFlags } from "../../src/core/nbd/handshake.ts";
 import { transmissionFlag } from "../../src/core/nbd/protocol.ts";
-import { byteCount } from "../../src/foundations/units.ts";
+import { BLOCK_SIZE, byteCount } from "../../src/foundations/units.ts";
 import { createDisk } from "../../src/services/create.ts";
 import { type DiskDirectory, openDiskDirectory } from "../../src/services/disk-directory.ts";
 import { type Running, start } from "./processes.ts";
@@ -155,6 +155,39 @@ export async function startPlane(options: PlaneOptions): Promise<PlaneServer> {
 	const listeners = [await listen({ kind: "unix", path: `${path}.sock` })];
 	if (options.tcp) listeners.push(await listen({ kind: "tcp", host: "127.0.0.1", port: 0 }));
 	return new PlaneServer(plane, directory, listeners, events);
+}
+
+/** What the cleaner does, without its judgement: copies all closed segments to the second image and frees them. Returns how many blocks. */
+export async function moveEverything({ plane, directory }: PlaneServer): Promise<number> {
+	await plane.ask("seal");
+	const view = await plane.ask("takeView");
+	let moved = 0;
+	try {
+		await plane.ask("flush");
+		for (const { sequence, state } of await plane.ask("segments")) {
+			if (state !== "sealed") continue;
+			const runs: number[] = [];
+			for (let from = 0; from >= 0; ) {
+				const part = await plane.ask("liveRuns", { sequence, from });
+				runs.push(...part.runs);
+				from = part.next;
+			}
+			const triples: number[] = [];
+			for (let i = 0; i < runs.length; i += 4) {
+				const [block, count, slot, at] = [runs[i]!, runs[i + 1]!, runs[i + 2]!, runs[i + 3]!];
+				const { bytes, address } = sys.pin(count * BLOCK_SIZE);
+				assert.equal(sys.preadAll(directory.firstFd, address, bytes.length, at), bytes.length);
+				assert.equal(sys.pwrite(directory.second.layout.fd, address, bytes.length, block * BLOCK_SIZE), bytes.length);
+				triples.push(block, count, slot);
+			}
+			assert.equal(sys.fdatasync(directory.second.layout.fd), 0);
+			moved += await plane.ask("moved", { runs: Float64Array.from(triples), view: view.id });
+		}
+	} finally {
+		await plane.ask("releaseView", view.id);
+	}
+	for (let i = 0; i < 2; i++) await plane.ask("flush");
+	return moved;
 }
 
 /** A plane in a process of its own; its addresses are known as soon as this resolves. */
