@@ -149,7 +149,7 @@ export class Cleaner {
 	/** In guest entries. */
 	#foldedAt = -1;
 	/** Since when the guest has written nothing. */
-	#rest = { guestEntries: -1, since: 0 };
+	#silence = { guestEntries: -1, since: 0 };
 	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
 	#changedThrough = 0;
 
@@ -204,7 +204,7 @@ export class Cleaner {
 		const status = await this.#disk.plane.ask("status");
 		const { guestEntries } = status;
 		const now = this.#world.now();
-		if (guestEntries !== this.#rest.guestEntries) this.#rest = { guestEntries, since: now };
+		if (guestEntries !== this.#silence.guestEntries) this.#silence = { guestEntries, since: now };
 		this.#pace.measure(status, now);
 	}
 
@@ -389,7 +389,7 @@ export class Cleaner {
 			return { view: point.view, unused: this.#youngIn(point.volume) };
 		}
 		await this.#forgetPoint();
-		if (now - this.#rest.since < SETTLE_MS || this.#rest.guestEntries <= this.#foldedAt) return undefined;
+		if (now - this.#silence.since < SETTLE_MS || this.#silence.guestEntries <= this.#foldedAt) return undefined;
 		return { view: await this.#disk.plane.ask("takeView"), unused: [] };
 	}
 
