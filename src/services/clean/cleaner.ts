@@ -316,8 +316,10 @@ export class Cleaner {
 				// Later segments can't be freed before this one.
 				if (keptBlocks > 0) break;
 				if (movedBytes === 0 || urgent || everything) continue;
-				const now = await plane.ask("status");
-				const rest = this.#pace.restAfter(segment.bytes, this.#world.now() - started, status, now);
+				const after = await plane.ask("status");
+				const now = this.#world.now();
+				this.#pace.measure(after, now);
+				const rest = this.#pace.restAfter(segment.bytes, now - started, status, after);
 				if (rest > 0 && !(await this.#disk.rest(rest))) break;
 			}
 		} finally {
