@@ -71,6 +71,8 @@ export class Answers {
 	readonly #aligned: Pinned = sys.pin(ALIGNED_BYTES);
 	/** Whom the answer that is being made goes to; the same object for each. */
 	readonly #to = { cookieHigh: 0, cookieLow: 0, offsetHigh: 0, offsetLow: 0 };
+	/** Clients whose slow reads were answered since the last `sendFinished`. */
+	readonly #finished = new Set<Connection>();
 
 	constructor({ log, ages, jobs, flushes, counters, onRotten, batch }: AnswersParts) {
 		this.#batch = batch;
@@ -154,10 +156,19 @@ export class Answers {
 		});
 	}
 
-	/** Takes a finished job: an answer may be ready now. */
+	/** Takes a finished job: an answer may be ready now. It's sent by `sendFinished`, with others. */
 	finish(job: number, result: number): void {
 		const read = this.#slowReads.finish(job, result);
-		if (read !== undefined) this.#answerSlow(read);
+		if (read === undefined) return;
+		this.#answerSlow(read);
+		this.#finished.add(read.client);
+		if (read.client.output.length >= SEND_EARLY_BYTES) read.client.send();
+	}
+
+	/** Sends what has become ready since the last call. */
+	sendFinished(): void {
+		for (const client of this.#finished) client.send();
+		this.#finished.clear();
 	}
 
 	#awaitFlush(client: Connection, to: ReplyTo): void {
@@ -285,7 +296,7 @@ export class Answers {
 			);
 			output.end += length;
 		}
-		client.send();
+		this.#slowReads.release(read);
 	}
 
 	/** One chunk per context that is asked about. */

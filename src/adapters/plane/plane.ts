@@ -140,7 +140,10 @@ export class Plane {
 	#hearBell(): void {
 		const { bell, jobs, onBell } = this.#parts;
 		sys.read(bell, this.#bellCount.address, 8);
-		if (jobs.busy > 0) jobs.collect(this.#onJob);
+		if (jobs.busy > 0) {
+			jobs.collect(this.#onJob);
+			this.#answers.sendFinished();
+		}
 		onBell();
 	}
 

@@ -16,6 +16,9 @@ import { JOB_READ, type JobQueue } from "./jobs.ts";
 
 /** Bytes that slow reads may hold in memory; past it a read waits in the data plane's own thread. */
 const SLOW_BYTES_MAX = 64 * 1024 * 1024;
+/** Longest read whose memory is used again, in bytes, and how many of each length are kept. */
+const SPARE_BYTES_MAX = 16 * 1024;
+const SPARE_MAX = 64;
 /** Times that a read is started over because its blocks moved; then it is read in the data plane's own thread. */
 const ATTEMPTS_MAX = 3;
 /** What `DiskReader.verify` says of a read that is right. */
@@ -50,6 +53,8 @@ export class SlowReads {
 	/** The read that a job is part of, and the byte of the disk at which the job's run begins. */
 	readonly #byJob = new Map<number, { readonly read: SlowRead; readonly start: number }>();
 	#bytes = 0;
+	/** Memory of small reads that ended, by its blocks: new memory for each costs as much as the read. */
+	readonly #spare = new Map<number, Pinned[]>();
 
 	/** @param onRotten told of a block that doesn't match its checksum */
 	constructor(jobs: JobQueue, onRotten: (block: number) => void) {
@@ -59,7 +64,7 @@ export class SlowReads {
 
 	/** Starts a read; undefined where it is under way. With no job or memory to spare it is waited for here, and returned. */
 	start(client: Connection, to: ReplyTo, offset: number, length: number): SlowRead | undefined {
-		const read = newRead(client, to, offset, length);
+		const read = this.#newRead(client, to, offset, length);
 		if (this.#bytes + length > SLOW_BYTES_MAX) {
 			this.#readHere(read);
 			return read;
@@ -68,6 +73,24 @@ export class SlowReads {
 		this.#bytes += length;
 		client.inFlight++;
 		return undefined;
+	}
+
+	#newRead(client: Connection, to: ReplyTo, offset: number, length: number): SlowRead {
+		const start = roundDown(offset, BLOCK_SIZE);
+		const bytes = roundUp(offset + length, BLOCK_SIZE) - start;
+		const buffer = this.#spare.get(bytes)?.pop() ?? sys.pin(bytes);
+		const under = { runs: [], generation: 0, outstanding: 0, result: 0, failedAt: -1, attempts: 0 };
+		// The caller's object is the next answer's soon.
+		return { client, to: { ...to }, offset, length, start, buffer, ...under };
+	}
+
+	/** A read that was returned is answered: its memory is another's from now on. */
+	release({ buffer }: SlowRead): void {
+		const { length } = buffer.bytes;
+		if (length > SPARE_BYTES_MAX) return;
+		const spare = this.#spare.get(length);
+		if (spare === undefined) this.#spare.set(length, [buffer]);
+		else if (spare.length < SPARE_MAX) spare.push(buffer);
 	}
 
 	/** Takes a finished job; returns its read once all of it is there and right (or failed). */
@@ -169,12 +192,4 @@ export class SlowReads {
 			return SUMS_UNREADABLE;
 		}
 	}
-}
-
-function newRead(client: Connection, to: ReplyTo, offset: number, length: number): SlowRead {
-	const start = roundDown(offset, BLOCK_SIZE);
-	const buffer = sys.pin(roundUp(offset + length, BLOCK_SIZE) - start);
-	const under = { runs: [], generation: 0, outstanding: 0, result: 0, failedAt: -1, attempts: 0 };
-	// The caller's object is the next answer's soon.
-	return { client, to: { ...to }, offset, length, start, buffer, ...under };
 }
