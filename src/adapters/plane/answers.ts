@@ -71,7 +71,7 @@ export class Answers {
 	readonly #aligned: Pinned = sys.pin(ALIGNED_BYTES);
 	/** Whom the answer that is being made goes to; the same object for each. */
 	readonly #to = { cookieHigh: 0, cookieLow: 0, offsetHigh: 0, offsetLow: 0 };
-	/** Clients whose slow reads were answered since the last `sendFinished`. */
+	/** Clients whose slow reads or flushes were answered since the last `sendFinished`. */
 	readonly #finished = new Set<Connection>();
 
 	constructor({ log, ages, jobs, flushes, counters, onRotten, batch }: AnswersParts) {
@@ -179,7 +179,7 @@ export class Answers {
 			if (client.broken) return;
 			if (error === 0) putDone(client, to);
 			else putError(client, to, error);
-			client.send();
+			this.#finished.add(client);
 		});
 	}
 

@@ -133,6 +133,7 @@ export class Plane {
 		this.#writes.commit();
 		for (const client of work) this.#answers.answer(client);
 		this.#flushes.begin();
+		this.#answers.sendFinished();
 		jobs.submit();
 		this.#clients.endRound();
 	}
