@@ -97,7 +97,7 @@ test("pieces are the run, none longer than wanted", () => {
 	);
 });
 
-test("batches hold the same blocks in the same order, and all are full but the last", () => {
+test("batches hold the same blocks in the same order, each as large as the limits allow", () => {
 	fc.assert(
 		fc.property(runs, fc.integer({ min: 1, max: 40 }), (list, max) => {
 			const batches = [...batchesOf(list, { blocks: max, runs: 3 }, blockRun)];
