@@ -96,11 +96,11 @@ class Walk {
 		return { ...this.#fixed, l1Tables, l2Tables: this.#l2Tables, snapshotEntries, references: this.#references };
 	}
 
-	/** Byte 0, where the header is, stands for nowhere. */
+	/** Byte 0, where the header is, stands for nowhere. What is longer than any table is refused, whatever counts it has. */
 	#refer(at: number, length: number, times = 1): void {
 		const { clusterSize, clusters } = this.#fixed;
 		if (at === 0 && length !== 1) return;
-		const last = Math.min(clusters, Math.ceil((at + length) / clusterSize)) - 1;
+		const last = Math.min(clusters, Math.ceil((at + Math.min(length, TABLE_MAX)) / clusterSize)) - 1;
 		for (let cluster = Math.floor(at / clusterSize); cluster <= last; cluster++)
 			this.#references.set(cluster, (this.#references.get(cluster) ?? 0) + times);
 	}
