@@ -11,6 +11,7 @@ import type { GuestMap } from "../foundations/guest-map.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount } from "../foundations/units.ts";
 import { type CheckReport, checkReport, placesOf, type RottenPlace, repairable } from "./check.ts";
 import type { Cleaner } from "./clean/cleaner.ts";
+import { forgetSums } from "./clean/forget-sums.ts";
 import { heldBlocks } from "./clean/held-blocks.ts";
 import { makeDurable } from "./clean/make-durable.ts";
 import type { DiskDirectory } from "./disk-directory.ts";
@@ -22,9 +23,6 @@ import { viewSource } from "./view-source.ts";
 
 /** Blocks brought back in one call: bounds memory. */
 const UNDONE_AT_ONCE = 1024;
-
-/** Blocks whose checksums are forgotten in one call: 4 GiB of the disk. */
-const FORGOTTEN_AT_ONCE = 1024 * 1024;
 
 export interface UpkeepParts {
 	readonly directory: DiskDirectory;
@@ -253,9 +251,7 @@ export class Upkeep {
 		await plane.ask("resize", { size, guestEntries });
 		// What is cut off is gone, and what is gained later is zeros: old checksums would make that look rotten.
 		const [from, to] = [Math.min(size, before) / BLOCK_SIZE, Math.max(size, before) / BLOCK_SIZE];
-		for (let block = from; block < to; block += FORGOTTEN_AT_ONCE)
-			await plane.ask("forgetSums", Float64Array.of(block, Math.min(FORGOTTEN_AT_ONCE, to - block)));
-		await plane.ask("flushSums");
+		await forgetSums(plane, [{ block: from, count: to - from }]);
 		if (size < before) await second.resize(byteCount(size));
 		await second.flush();
 		this.#parts.cleaner.resized();

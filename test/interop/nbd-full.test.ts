@@ -7,6 +7,7 @@ import { mkdir, rm, writeFile } from "node:fs/promises";
 import { describe, type TestContext, test } from "node:test";
 import * as sys from "../../src/adapters/os/syscalls.ts";
 import { command, errno } from "../../src/core/nbd/protocol.ts";
+import { punchSomeFree } from "../../src/services/clean/punch-free.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { NbdClient } from "../support/nbd-client.ts";
 import { moveEverything, type PlaneServer, startPlane } from "../support/plane-server.ts";
@@ -33,16 +34,6 @@ function versionIn(bytes: Buffer, block: number): number {
 	if (version === 0) assert(bytes.equals(Buffer.alloc(K)), `block ${block} is neither empty nor stamped`);
 	else assert(bytes.equals(stampedBlock(block, version)), `block ${block} is damaged`);
 	return version;
-}
-
-/** Gives the space of all free segments back, as the cleaner does. */
-async function punchFree({ plane, directory }: PlaneServer): Promise<void> {
-	for (;;) {
-		const ranges = await plane.ask("lendFree", 0);
-		if (ranges.length === 0) return;
-		for (const { offset, length } of ranges) await directory.firstSpace.giveBack(offset, length);
-		await plane.ask("returnFree", { ranges, punched: true });
-	}
 }
 
 function forgetPageCache({ directory }: PlaneServer): void {
@@ -181,7 +172,7 @@ describe("reads that miss the page cache", () => {
 				forgetPageCache(server);
 				await moveEverything(server);
 				forgetPageCache(server);
-				await punchFree(server);
+				while ((await punchSomeFree(server.plane, server.directory.firstSpace, 0)) > 0);
 			}
 		}
 		await Promise.all([write(), read(), disturb()]);

@@ -8,7 +8,6 @@
 //
 // How fast it goes is said in pace.ts.
 
-import type { SpaceReturner } from "../../adapters/images/punch.ts";
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
@@ -25,14 +24,13 @@ import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
 import { provenRuns } from "./proven.ts";
+import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
 import { SecondWriter } from "./second-writer.ts";
 import { type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
 
 /** Segments emptied before verdicts are looked for and space is freed again. */
 const SEGMENTS_PER_ROUND = 4;
-/** Longest piece punched at once: the guest's writes wait meanwhile. In bytes. */
-const PUNCH_BYTES_MAX = 1024 * 1024;
 /** Rounds of flushing in one go: two make a segment free, one more starts when writes came in between. */
 const FREEING_FLUSHES = 3;
 /** The second image is made complete at most this often: each time costs two durable records. */
@@ -47,8 +45,7 @@ const JUDGE_ATTEMPTS = 3;
 export interface CleanerDisk {
 	readonly plane: PlanePort;
 	readonly firstFd: number;
-	/** Gives space of the first image back. */
-	readonly firstSpace: Pick<SpaceReturner, "can" | "giveBack">;
+	readonly firstSpace: FirstSpace;
 	readonly second: SecondImage;
 	readonly readView: ReadView;
 	/** The newest complete snapshot; undefined for none. */
@@ -457,23 +454,9 @@ export class Cleaner {
 		}
 	}
 
-	/** Gives some free segments' space back, but for `warmBytes` of them. Returns the bytes, 0 where there are none. */
+	/** As `punchSomeFree`, and counts it. */
 	async #punchSome(warmBytes: number): Promise<number> {
-		const { plane, firstSpace } = this.#disk;
-		if (!firstSpace.can) return 0;
-		const ranges = await plane.ask("lendFree", warmBytes);
-		if (ranges.length === 0) return 0;
-		let punched = false;
-		try {
-			for (const { offset, length } of ranges)
-				for (let at = offset as number; at < offset + length; at += PUNCH_BYTES_MAX)
-					await firstSpace.giveBack(at, Math.min(PUNCH_BYTES_MAX, offset + length - at));
-			punched = firstSpace.can;
-		} finally {
-			await plane.ask("returnFree", { ranges, punched });
-		}
-		if (!punched) return 0;
-		const bytes = ranges.reduce((sum, { length }) => sum + length, 0);
+		const bytes = await punchSomeFree(this.#disk.plane, this.#disk.firstSpace, warmBytes);
 		this.counters.punchedBytes += bytes;
 		return bytes;
 	}

@@ -15,14 +15,13 @@ import { concatBytes } from "../../foundations/bytes.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
 import { readSome } from "../verified-read.ts";
+import { forgetSums } from "./forget-sums.ts";
 
 /** Blocks that are kept for a snapshot in one call to the data plane: bounds memory and how long the guest waits. */
 const KEPT_AT_ONCE = { blocks: 256 };
 /** Blocks whose checksums are noted in one call, with the same aim, and those that are moved. */
 const NOTED_AT_ONCE = { blocks: 1024, runs: 128 };
 const MOVED_AT_ONCE = { blocks: 1024, runs: 256 };
-/** Blocks whose checksums are forgotten in one call, with the same aim: 256 MiB of the disk. */
-const FORGOTTEN_AT_ONCE = { blocks: 65_536, runs: 128 };
 const REFUSALS_MAX = 3;
 
 export interface SecondWriterParts {
@@ -78,8 +77,7 @@ export class SecondWriter {
 		if (runs.length === 0) return;
 		const { plane, second } = this.#parts;
 		if (stored.length > 0) await this.#prepare(stored);
-		for (const some of batchesOf(runs, FORGOTTEN_AT_ONCE, blockRun)) await plane.ask("forgetSums", packRuns(some));
-		await plane.ask("flushSums");
+		await forgetSums(plane, runs);
 		for (const { block, count } of stored)
 			await second.punch(byteOffset(block * BLOCK_SIZE), byteCount(count * BLOCK_SIZE));
 		await second.flush();
