@@ -135,3 +135,25 @@ test("a view taken by hand lives until it is released", () => {
 	assert.equal(f.points.view(id).get(3), slot);
 	f.points.release(id);
 });
+
+test("a volume whose views may be anywhere gets one with each collection, if it was written", () => {
+	using f = fixture();
+	const [whole] = journal.volumes;
+	f.points.setPlan({ ...journal, volumes: [{ ...whole!, viewWhenCollected: true }] });
+	assert.deepEqual(f.points.collect().views, [undefined], "nothing was written");
+	f.write(256, 9);
+	f.write(700, 9);
+	const [handle] = f.points.collect().views;
+	assert.equal(handle!.position, f.log.position, "it holds all that was noticed, and nothing later");
+	assert.deepEqual(f.points.collect().views, [undefined]);
+	f.points.release(handle!.id);
+});
+
+test("notices of a range that is watched without bytes say only where and when", () => {
+	using f = fixture();
+	const [range] = journal.ranges;
+	f.points.setPlan({ ...journal, ranges: [{ ...range!, withoutBytes: true }] });
+	f.write(3, 9);
+	const [notice] = f.points.collect().notices;
+	assert.deepEqual([notice!.at, notice!.length, notice!.bytes], [3 * K, K, undefined]);
+});

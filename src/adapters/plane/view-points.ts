@@ -16,6 +16,8 @@ export class ViewPoints {
 	#watches: WatchSet | undefined;
 	/** Per volume, the newest view point not yet collected. */
 	#points: (View | undefined)[] = [];
+	/** Per volume, its last write when it was last collected. */
+	#collected: readonly number[] = [];
 	#lost = false;
 
 	constructor(log: FirstImage) {
@@ -31,6 +33,7 @@ export class ViewPoints {
 		this.#forgetPoints();
 		this.#watches = plan === undefined ? undefined : new WatchSet(plan, this.#log.diskBytes);
 		this.#points = plan?.volumes.map(() => undefined) ?? [];
+		this.#collected = [];
 	}
 
 	mayTouch(at: number, length: number): boolean {
@@ -73,9 +76,13 @@ export class ViewPoints {
 		const watches = this.#watches;
 		if (watches === undefined) return { notices: [], lost: true, identityTouched: false, lastWrite: [], views: [] };
 		const { notices, lost, identityTouched } = watches.collect();
+		const lastWrite = [...watches.lastWrite];
+		for (const [index, { viewWhenCollected }] of watches.plan.volumes.entries())
+			if (viewWhenCollected === true && lastWrite[index] !== this.#collected[index]) this.#points[index] = this.#log.takeView();
+		this.#collected = lastWrite;
 		const views = this.#points.map((view) => view && this.keep(view));
 		this.#points = this.#points.map(() => undefined);
-		const collected = { notices, lost: lost || this.#lost, identityTouched, lastWrite: [...watches.lastWrite], views };
+		const collected = { notices, lost: lost || this.#lost, identityTouched, lastWrite, views };
 		this.#lost = false;
 		return collected;
 	}

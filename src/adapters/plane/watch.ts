@@ -4,7 +4,7 @@
 //   ranges   the exact byte ranges, sorted; a write inside one becomes a notice: where, when, and the bytes
 //   identity ranges whose change may change what lies where at all: only whether one was touched is kept
 //   mark     a range may carry a pattern: a write whose last block begins with it (a journal's commit record)
-//            is a point at which the control plane may ask for a view
+//            is a point at which the control plane may ask for a view; other volumes' views are taken as they are collected
 //
 // The data plane knows no file system: patterns and ranges come from the guest map's readers.
 // Notices are bounded. When more is written than fits, `lost` says so, and the control plane starts afresh.
@@ -21,12 +21,21 @@ export interface WatchRange {
 	readonly length: ByteCount;
 	/** Blocks of `every` bytes, aligned to it from the volume's start, that begin with `pattern` are view points. */
 	readonly mark?: { readonly pattern: Uint8Array; readonly every: ByteCount };
+	/** The notice has no bytes: only where and when is asked for. */
+	readonly withoutBytes?: true;
+}
+
+/** A part of the disk whose last write is remembered. */
+export interface WatchedVolume {
+	readonly start: ByteOffset;
+	readonly length: ByteCount;
+	/** A view is taken whenever notices are collected and the volume was written since the last time. */
+	readonly viewWhenCollected?: boolean;
 }
 
 /** What is watched; a new plan replaces the old one and everything not yet collected. */
 export interface WatchPlan {
-	/** Byte ranges of the disk whose last write is remembered. */
-	readonly volumes: readonly { readonly start: ByteOffset; readonly length: ByteCount }[];
+	readonly volumes: readonly WatchedVolume[];
 	/** Sorted by `start`, without overlap. */
 	readonly ranges: readonly WatchRange[];
 	/** Sorted, without overlap among themselves. */
@@ -39,7 +48,7 @@ export interface Notice {
 	/** Byte position on the disk. */
 	readonly at: ByteOffset;
 	readonly length: ByteCount;
-	/** The bytes as they were written; undefined where the range was zeroed or trimmed. */
+	/** The bytes as they were written; undefined where the range was zeroed or trimmed, or is watched without them. */
 	readonly bytes: Uint8Array | undefined;
 	/** Log position of the write's first slot. */
 	readonly position: LogPosition;
@@ -65,7 +74,7 @@ export interface Collected {
 	readonly identityTouched: boolean;
 	/** Per volume, the position of its last write since the plan was set; -1 for none. */
 	readonly lastWrite: readonly number[];
-	/** Per volume, a view taken exactly after the newest view point since it was asked for. */
+	/** Per volume, a view taken exactly after the newest view point since the last collection. */
 	readonly views: readonly (KeptView | undefined)[];
 }
 
@@ -136,7 +145,7 @@ export class WatchSet {
 		for (const range of overlapping(this.plan.ranges, at, length)) {
 			const start = Math.max(at, range.start);
 			const stop = Math.min(at + length, range.start + range.length);
-			const bytes = source?.slice(from + start - at, from + stop - at);
+			const bytes = range.withoutBytes === true ? undefined : source?.slice(from + start - at, from + stop - at);
 			const size = bytes?.length ?? 0;
 			if (this.#noticeBytes + size > NOTICE_BYTES_MAX || this.#notices.length >= NOTICES_MAX) {
 				this.#lost = true;

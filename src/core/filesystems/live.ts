@@ -6,8 +6,8 @@
 //
 // How to drive it
 //  1. `open` (per file system) on a view at some position; no later write has been fed yet.
-//  2. For a view that ends exactly at a marked write: `observe` every watched write up to that view's position, in
-//     order and none later, then `advance(view, position)`.
+//  2. For a view at one of the volume's view points (`viewPoints`): `observe` every watched write up to that view's
+//     position, in order and none later, then `advance(view, position)`.
 //  3. While the answer is `ready`: a disk block b may be dropped iff its last write W(b) < `settled` (or is older
 //     than the log), `freeRuns` covers it whole, and W(b) is still the same when the drop is applied (L5, compare
 //     and swap). The prefix that ends at `position` must be durable first (L4). Both are the caller's part.
@@ -29,7 +29,10 @@ export interface MetadataWrite {
 	readonly position: LogPosition;
 	/** Log position right after the write: a view at this position holds it and nothing later. */
 	readonly end: LogPosition;
-	/** The bytes as this write wrote them, `length` long, whatever was written there since (zeros for a trim or write-zeroes). */
+	/**
+	 * The bytes as this write wrote them, `length` long, whatever was written there since (zeros for a trim or write-zeroes,
+	 * and where the range is watched without its bytes).
+	 */
 	read(): Promise<Uint8Array>;
 }
 
@@ -49,7 +52,15 @@ export interface WatchRange extends ByteRange {
 	 * write is only a candidate; `advance` decides.
 	 */
 	readonly mark?: CommitMark;
+	/** Only where and when it was written is asked for: its bytes are read from views. */
+	readonly withoutBytes?: true;
 }
+
+/**
+ * The positions whose views `advance` can judge: those that end in a marked write, any one after a write to the volume,
+ * or none (then only `advanceClean` judges).
+ */
+export type ViewPoints = "marked" | "any" | "none";
 
 /** What may be dropped now, or why nothing may. */
 export type LiveState =
@@ -89,10 +100,11 @@ export interface LiveVolume {
 	readonly incarnation: number;
 	/** Valid commit records counted in the current incarnation. */
 	readonly commits: number;
+	readonly viewPoints: ViewPoints;
 	watch(): readonly WatchRange[];
 	/** Feeds writes in log order. Writes outside the watched ranges are ignored. */
 	observe(writes: readonly MetadataWrite[]): Promise<void>;
-	/** Judges a view that ends exactly at the write with end position `at`, the last one fed. */
+	/** Judges a view at `at`, one of the volume's view points: all writes up to there were fed, and none later. */
 	advance(view: ByteSource, at: LogPosition): Promise<LiveState>;
 	/**
 	 * F3: judges a view at `at` of a volume that may have been unmounted cleanly. `lastWrite` is the end position of the

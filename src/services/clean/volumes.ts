@@ -11,13 +11,13 @@
 
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/plane/watch.ts";
-import { Ext4LiveVolume } from "../../core/filesystems/ext4/live.ts";
 import type { LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
 import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import { type ByteSource, slice } from "../../foundations/source.ts";
 import { type ByteCount, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
 import { type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
+import { liveRules } from "./live-rules.ts";
 
 /** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
 const IDENTIFY_ROUNDS_MAX = 5;
@@ -116,7 +116,7 @@ export class Volumes {
 		return verdicts;
 	}
 
-	/** Judges a view that ends at a possible commit record. */
+	/** Judges a view at one of the volume's view points. */
 	async #judgeAt(volume: ServedVolume, view: ViewHandle): Promise<Verdict> {
 		const live = volume.live!;
 		await live.observe(takeWritesUpTo(volume, view.position));
@@ -159,9 +159,10 @@ async function openVolume(disk: ByteSource, volume: IdentifiedVolume): Promise<S
 	const { id, offset: start, size: length, type } = volume;
 	const served = { id, start, length, type, verdict: undefined, waiting: [], lastWrite: -1, lookedAt: undefined };
 	if (volume.kept !== null) return { ...served, live: undefined, reason: volume.kept };
-	if (type !== "ext") return { ...served, live: undefined, reason: `${type} is not cleaned while its VM runs yet` };
+	const open = liveRules.get(type);
+	if (open === undefined) return { ...served, live: undefined, reason: `${type} is not cleaned while its VM runs yet` };
 	try {
-		const live = await Ext4LiveVolume.open(slice(disk, start, length));
+		const live = await open(slice(disk, start, length));
 		return { ...served, type: live.type, live, reason: undefined };
 	} catch (error) {
 		if (!isVmsweepError(error) || (error.kind !== "corrupt" && error.kind !== "unsupported")) throw error;
@@ -192,15 +193,20 @@ function takeWritesUpTo(volume: ServedVolume, position: LogPosition): MetadataWr
 
 function watchPlan(list: readonly ServedVolume[], identity: readonly ByteRange[]): WatchPlan {
 	const ranges = list.flatMap((volume, index): WatchRange[] =>
-		(volume.live?.watch() ?? []).map(({ start, length, mark }) => ({
+		(volume.live?.watch() ?? []).map(({ start, length, mark, withoutBytes }) => ({
 			volume: index,
 			start: byteOffset(volume.start + start),
 			length,
 			...(mark === undefined ? {} : { mark }),
+			...(withoutBytes === undefined ? {} : { withoutBytes }),
 		})),
 	);
 	return {
-		volumes: list.map(({ start, length }) => ({ start: byteOffset(start), length: byteCount(length) })),
+		volumes: list.map(({ start, length, live }) => ({
+			start: byteOffset(start),
+			length: byteCount(length),
+			viewWhenCollected: live?.viewPoints === "any",
+		})),
 		ranges: ranges.toSorted((a, b) => a.start - b.start),
 		identity: joined(identity),
 	};

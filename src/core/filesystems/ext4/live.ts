@@ -21,7 +21,7 @@ import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
-import type { LiveState, LiveVolume, MetadataWrite, WatchRange } from "../live.ts";
+import type { LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "../live.ts";
 import { findSignatures, signatureWatcher } from "../signatures.ts";
 import { CommitChain } from "./commit-chain.ts";
 import type { Allocation } from "./free-space.ts";
@@ -48,6 +48,7 @@ export interface Ext4LiveOptions {
 const MAX_WRITE_BYTES = 32 << 20;
 
 export class Ext4LiveVolume implements LiveVolume {
+	readonly viewPoints: ViewPoints = "marked";
 	readonly #required: number;
 	readonly #countBy: "records" | "tid";
 	readonly #budget: ByteCount;
