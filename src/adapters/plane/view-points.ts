@@ -33,7 +33,7 @@ export class ViewPoints {
 		this.#forgetPoints();
 		this.#watches = plan === undefined ? undefined : new WatchSet(plan, this.#log.diskBytes);
 		this.#points = plan?.volumes.map(() => undefined) ?? [];
-		this.#collected = [];
+		this.#collected = plan?.volumes.map(() => -1) ?? [];
 	}
 
 	mayTouch(at: number, length: number): boolean {
@@ -78,7 +78,8 @@ export class ViewPoints {
 		const { notices, lost, identityTouched } = watches.collect();
 		const lastWrite = [...watches.lastWrite];
 		for (const [index, { viewWhenCollected }] of watches.plan.volumes.entries())
-			if (viewWhenCollected === true && lastWrite[index] !== this.#collected[index]) this.#points[index] = this.#log.takeView();
+			if (viewWhenCollected === true && lastWrite[index] !== this.#collected[index])
+				this.#points[index] = this.#log.takeView();
 		this.#collected = lastWrite;
 		const views = this.#points.map((view) => view && this.keep(view));
 		this.#points = this.#points.map(() => undefined);
