@@ -386,3 +386,55 @@ test("segments behind those that the quarantine holds are moved all the same", a
 	assert.ok(segments.length >= 9, "they are held");
 	assert.deepEqual([...new Set(segments.map(({ liveSlots }) => liveSlots))], [0]);
 });
+
+test("what a guest writes after the view of a clean unmount stays, though that view shows it free", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const { plane } = server;
+	const size = byteCount(8 * BLOCK);
+	await visit(server, (client) => client.write(0, random(1, size)));
+	const volume = {
+		id: "disk",
+		start: 0,
+		length: size,
+		live: { commits: 0, freeRuns: () => [{ start: byteOffset(0), length: size }] },
+	} as unknown as ServedVolume;
+	let wasJudged = false;
+	const volumes = {
+		list: [volume],
+		isStillTheSame: () => Promise.resolve(true),
+		async judge() {
+			if (wasJudged) return [];
+			wasJudged = true;
+			const view = await plane.ask("takeView");
+			// Mounted again while its metadata is read, and a block was given to a file that is only in the guest's memory.
+			await visit(server, (client) => client.write(3 * BLOCK, random(2, BLOCK)));
+			const state = {
+				kind: "ready",
+				position: view.position,
+				settled: Number.POSITIVE_INFINITY,
+				changed: [{ start: byteOffset(0), length: size }],
+				metadataBytesRead: 0,
+				watchChanged: false,
+			};
+			return [{ volume, view, state: state as unknown as LiveState }];
+		},
+	};
+	const { cleaner } = operators(server, {
+		world: {
+			identify: async () => {
+				await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
+				return volumes;
+			},
+			allocated: ({ held }) => held,
+			now: () => performance.now(),
+		},
+	});
+	await cleaner.round();
+	assert.equal(cleaner.counters.droppedBytes, 7 * BLOCK);
+	await visit(server, async (client) => {
+		const kept = Buffer.alloc(size);
+		random(2, BLOCK).copy(kept, 3 * BLOCK);
+		assert.ok((await client.read(0, size)).equals(kept));
+	});
+});

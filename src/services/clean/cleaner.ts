@@ -23,7 +23,7 @@ import { Fold } from "./fold.ts";
 import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
-import { provenRuns } from "./proven.ts";
+import { provenRuns, settledBefore } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
 import { SecondWriter } from "./second-writer.ts";
@@ -259,7 +259,7 @@ export class Cleaner {
 		if (state.metadataBytesRead > 0) counters.groupsLastPass = state.groupsRead;
 		const free = this.#candidates(volume, state.changed);
 		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
-		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, state.settled);
+		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, settledBefore(state));
 		this.#young.set(volume, waiting);
 		counters.droppedBytes += droppedBytes;
 	}

@@ -12,7 +12,8 @@ import type { Liveness } from "../../adapters/plane/connection.ts";
 import { LIVE } from "../../adapters/plane/connection.ts";
 import { wholeBlocks } from "../../core/cleaner/plan.ts";
 import type { BlockRun } from "../../core/cleaner/runs.ts";
-import { byteCount, byteOffset } from "../../foundations/units.ts";
+import type { LiveState } from "../../core/filesystems/live.ts";
+import { byteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
 import type { ServedVolume } from "./volumes.ts";
 
 /** Runs of one answer; what comes behind them is unknown. 24 bytes each. */
@@ -29,13 +30,19 @@ export function provenRuns(volumes: readonly ServedVolume[], runsMax = RUNS_MAX)
 	return { runs: Float64Array.from(runs) };
 }
 
+/**
+ * Free blocks last written before this position may be dropped. After a clean unmount every free block of the view is settled,
+ * but none that was written since: whoever mounted the volume again may own it by now.
+ */
+export const settledBefore = ({ settled, position }: LiveState & { readonly kind: "ready" }): LogPosition =>
+	logPosition(Math.min(settled, position));
+
 /** What is proven of a volume's whole blocks, in order, found as it is walked. */
 function* provenIn({ live, verdict, start, length }: ServedVolume): Generator<BlockRun & { writtenBefore: number }> {
 	if (live === undefined || verdict?.kind !== "ready") return;
 	const whole = wholeBlocks({ start: byteOffset(0), length: byteCount(length) }, start);
 	if (whole === undefined) return;
-	// After a clean unmount every free block of the view is settled, but none that was written since.
-	const writtenBefore = Math.min(verdict.settled, verdict.position);
+	const writtenBefore = settledBefore(verdict);
 	let next = whole.block;
 	for (const range of live.freeRuns(byteOffset(0), byteOffset(length))) {
 		const free = wholeBlocks(range, start);
