@@ -13,6 +13,7 @@ import { isDiskServed } from "./disk-directory.ts";
 import type { OnProgress } from "./progress.ts";
 import { type CleanReport, ServedDisk } from "./served-disk.ts";
 import type { SnapshotStatus } from "./snapshots.ts";
+import type { BlockReport } from "./why.ts";
 
 /** A command: what it is told, and how it is done. Input and report travel as JSON. */
 interface DiskCommand<Input, Report> {
@@ -36,6 +37,11 @@ export const diskCommands = {
 			disk.cleanNow(({ droppedBytes, movedBytes }) =>
 				onProgress({ step: `cleaning ${disk.path}`, done: droppedBytes + movedBytes, total: null }),
 			),
+	),
+	/** A byte of the disk. */
+	why: diskCommand(
+		v.strictObject({ at: v.pipe(v.number(), v.safeInteger(), v.minValue(0)) }),
+		(disk, { at }): Promise<BlockReport> => disk.why(at),
 	),
 	snapshot: diskCommand(snapshotName, (disk, { name }): Promise<SnapshotStatus> => disk.takeSnapshot(name)),
 	deleteSnapshot: diskCommand(snapshotName, async (disk, { name }): Promise<{ readonly name: string }> => {

@@ -147,6 +147,7 @@ export class Server implements AsyncDisposable {
 			acceptChangedImage,
 			quarantineMs,
 			onEvent: (line) => onEvent(line, name),
+			onVolume: (line) => onEvent(line, name),
 			onBroken: (error) => this.#broken.resolve(error),
 		});
 		this.#disks.push(disk);

@@ -14,13 +14,15 @@ import type { PlaneStatus } from "../adapters/plane/messages.ts";
 import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
-import { Cleaner, type CleanerCounters, type VolumeStatus } from "./clean/cleaner.ts";
+import { Cleaner, type CleanerCounters } from "./clean/cleaner.ts";
+import type { VolumeStatus } from "./clean/volume-status.ts";
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
 import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
 import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
 import { Upkeep } from "./upkeep.ts";
 import { snapshotSource, viewSource } from "./view-source.ts";
+import { type BlockReport, explainBlock } from "./why.ts";
 
 /** Time between two rounds of cleaning that found nothing to do. */
 const ROUND_MS = 1_000;
@@ -40,6 +42,8 @@ export interface ServedDiskOptions {
 	readonly quarantineMs?: number;
 	/** One line about something an operator should know. */
 	readonly onEvent?: (line: string) => void;
+	/** One line about a volume, whenever its state changes. */
+	readonly onVolume?: (line: string) => void;
 	/** The disk can't be served any more; clients will see errors. */
 	readonly onBroken?: (error: Error) => void;
 }
@@ -74,6 +78,8 @@ export interface DiskStatus {
 	};
 	readonly guest: PlaneStatus["counters"];
 	readonly cleaner: CleanerCounters;
+	/** Metadata read for each GiB that the guest wrote since the disk is served, in bytes; null before it wrote anything. */
+	readonly metadataBytesPerGuestGiB: number | null;
 	readonly volumes: readonly VolumeStatus[];
 	readonly snapshots: readonly SnapshotStatus[];
 	/** Clients that wait for room in the first image. */
@@ -122,6 +128,7 @@ export class ServedDisk implements AsyncDisposable {
 		opened: LogPosition,
 		onEvent: (line: string) => void,
 		quarantineMs: number,
+		onVolume: (line: string) => void,
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
@@ -138,6 +145,7 @@ export class ServedDisk implements AsyncDisposable {
 				second,
 				readView,
 				quarantineMs,
+				onVolume,
 				newestSnapshot: () => snapshots.newest,
 				onLost: async (name, blocks) => {
 					await snapshots.lose(name, blocks, plane);
@@ -163,7 +171,8 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** Opens a disk for its one server. Throws what opening its directory or recovering its log throws. */
 	static async open(path: string, options: ServedDiskOptions = {}): Promise<ServedDisk> {
-		const { acceptChangedImage = false, quarantineMs = 0, onEvent = () => {}, onBroken = () => {} } = options;
+		const { acceptChangedImage = false, quarantineMs = 0, onEvent = () => {}, onVolume = () => {} } = options;
+		const { onBroken = () => {} } = options;
 		const directory = await openDiskDirectory(path, { acceptChangedImage });
 		let disk: ServedDisk | undefined;
 		let plane: DataPlane | undefined;
@@ -196,7 +205,7 @@ export class ServedDisk implements AsyncDisposable {
 			// As long as nobody cleans, waiting for room would be waiting for ever.
 			await started.ask("refuseWhenFull", true);
 			const { position } = await started.ask("status");
-			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs);
+			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs, onVolume);
 			await disk.#upkeep.resumeResize();
 			disk.#resume();
 			return disk;
@@ -299,6 +308,12 @@ export class ServedDisk implements AsyncDisposable {
 		return await this.#exclusive(() => work(snapshotSource(this.#plane, name, this.#directory.second, size)));
 	}
 
+	/** Everything known about the block that holds byte `at`. Throws OUT_OF_RANGE. */
+	async why(at: number): Promise<BlockReport> {
+		const parts = { directory: this.#directory, plane: this.#plane, judged: () => this.#cleaner.judged() };
+		return await this.#exclusive(() => explainBlock(parts, at));
+	}
+
 	/** What operators do to a disk beside its service: check, undo, resize. */
 	get upkeep(): Upkeep {
 		return this.#upkeep;
@@ -333,6 +348,7 @@ export class ServedDisk implements AsyncDisposable {
 			},
 			guest: plane.counters,
 			cleaner: { ...this.#cleaner.counters },
+			metadataBytesPerGuestGiB: perGiB(this.#cleaner.counters.metadataBytesRead, plane.counters.writtenBytes),
 			volumes: this.#cleaner.volumes(),
 			snapshots: await this.#directory.snapshots.status(),
 			stalled: plane.stalled,
@@ -487,6 +503,8 @@ export class ServedDisk implements AsyncDisposable {
 		};
 	}
 }
+
+const perGiB = (bytes: number, of: number): number | null => (of === 0 ? null : Math.round((bytes / of) * 2 ** 30));
 
 const describeRot = (path: string, block: number): string =>
 	`${path}: the block at byte ${block * BLOCK_SIZE} doesn't match its checksum: the host's storage has damaged it. Whoever reads it gets an error. Find all such blocks with vmsweep check.`;

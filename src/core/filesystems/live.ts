@@ -62,6 +62,27 @@ export interface WatchRange extends ByteRange {
  */
 export type ViewPoints = "marked" | "any" | "none";
 
+/**
+ * What a volume of which nothing may be dropped waits for: more commits of the guest, a clean unmount or a freeze, a repair, or
+ * a vmsweep that understands it.
+ */
+export type WaitsFor = "commits" | "rest" | "repair" | "support";
+
+/** How far the evidence for one block has come: of what the rule counts, how many came after its last write. */
+export interface Evidence {
+	readonly counted: number;
+	readonly needed: number;
+	/** What is counted, in the plural: "commits". */
+	readonly unit: string;
+}
+
+/** A file-system block of a volume, for an operator. */
+export interface FileSystemBlock {
+	readonly number: number;
+	/** `data` where it is neither metadata that the rule follows nor the journal. */
+	readonly role: "metadata" | "journal" | "data";
+}
+
 /** What may be dropped now, or why nothing may. */
 export type LiveState =
 	| {
@@ -87,6 +108,8 @@ export type LiveState =
 			readonly reason: string;
 			/** True where more commits of the guest will change it; false where it needs another feature or a repair. */
 			readonly pending: boolean;
+			/** Absent: commits where it is pending, else support. */
+			readonly waitsFor?: WaitsFor;
 			readonly metadataBytesRead: number;
 			readonly watchChanged: boolean;
 	  };
@@ -101,6 +124,8 @@ export interface LiveVolume {
 	/** Valid commit records counted in the current incarnation. */
 	readonly commits: number;
 	readonly viewPoints: ViewPoints;
+	/** The rule in force, for an operator: what proves a free block unused. */
+	readonly rule?: string;
 	watch(): readonly WatchRange[];
 	/** Feeds writes in log order. Writes outside the watched ranges are ignored. */
 	observe(writes: readonly MetadataWrite[]): Promise<void>;
@@ -113,9 +138,13 @@ export interface LiveVolume {
 	advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState>;
 	/**
 	 * Free runs in `[from, to)` of the volume as last judged, in order, in whole file-system blocks. Nothing unless the
-	 * last judgement was `ready`.
+	 * last judgement was `ready`; but that a mounted volume merely rests (`advanceClean`) takes nothing back.
 	 */
 	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange>;
 	/** True where every byte of `[at, at + length)` lies in free file-system blocks, as last judged. */
 	isFree(at: ByteOffset, length: ByteCount): boolean;
+	/** How much of the evidence for a block that was last written at `position` is there. */
+	evidenceFor?(position: LogPosition): Evidence;
+	/** The file-system block that a byte of the volume lies in; undefined where its layout isn't known. */
+	blockAt?(at: ByteOffset): FileSystemBlock | undefined;
 }

@@ -20,10 +20,9 @@ export function describeCleaning(path: string, report: CleanReport): string {
 	const rows = [
 		["  first image", change(report.firstBytesBefore, report.firstBytesAfter)],
 		["  second image", change(report.secondBytesBefore, report.secondBytesAfter)],
-		...volumes.flatMap(({ id, type, phase, pendingBytes, reason }) => {
-			const pending = pendingBytes > 0 ? [`${formatBytes(pendingBytes)} pending (free, but written too recently)`] : [];
-			const notes = [...pending, ...(reason === null ? [] : [`${phase === "kept" ? "kept: " : ""}${reason}`])];
-			return notes.length === 0 ? [] : [[`  ${id}`, `${type}: ${notes.join("; ")}`]];
+		...volumes.flatMap(({ id, type, phase, rule, waiting }) => {
+			const note = phase === "kept" ? rule : waiting;
+			return note === null ? [] : [[`  ${id}`, `${type}: ${note}`]];
 		}),
 	];
 	return `${path}: dropped ${formatBytes(droppedBytes)}, moved ${formatBytes(movedBytes)}\n${formatTable(rows)}`;

@@ -4,7 +4,7 @@
 // all of them with what they import take half a second, one of them a fraction of it.
 
 import { Command, Option } from "commander";
-import { parseAddress, parseClusterSize, parseCount, parseSeconds, parseSize } from "./values.ts";
+import { parseAddress, parseClusterSize, parseCount, parseOffset, parseSeconds, parseSize } from "./values.ts";
 
 /** All commands but help, in the order in which help lists them. */
 export const allCommands = (): Command[] => [
@@ -15,6 +15,7 @@ export const allCommands = (): Command[] => [
 	createCommand(),
 	serveCommand(),
 	statusCommand(),
+	whyCommand(),
 	cleanCommand(),
 	snapshotCommand(),
 	undoCommand(),
@@ -141,6 +142,14 @@ const statusCommand = (): Command =>
 		.argument("[disk]", "the disk's folder")
 		.option(...JSON_OPTION)
 		.action(async (disk, options) => (await import("./status.ts")).status(disk, options));
+
+const whyCommand = (): Command =>
+	new Command("why")
+		.description("tell everything known about one block of a disk; the VM may be running")
+		.argument("<disk>", "the disk's folder")
+		.argument("<offset>", "a byte of the disk, such as 1048576 or 10G", parseOffset)
+		.option(...JSON_OPTION)
+		.action(async (disk, offset, options) => (await import("./why.ts")).why(disk, offset, options));
 
 const cleanCommand = (): Command =>
 	new Command("clean")

@@ -1,6 +1,7 @@
 // vmsweep status [DISK]: how a disk is, served or not; without DISK, all disks in the current folder.
 
 import { formatBytes } from "../../foundations/units.ts";
+import type { VolumeStatus } from "../../services/clean/volume-status.ts";
 import { type AnyDiskStatus, diskStatus, findDisks, type RestingDiskStatus } from "../../services/control-at-rest.ts";
 import type { DiskStatus } from "../../services/served-disk.ts";
 import { reportFailure } from "./failure.ts";
@@ -70,23 +71,34 @@ function describeServed(disk: DiskStatus): string {
 			"cleaner",
 			`dropped ${formatBytes(cleaner.droppedBytes)}, moved ${formatBytes(cleaner.movedBytes)}, gave ${formatBytes(cleaner.punchedBytes)} of the first image back`,
 		],
-		[
-			"",
-			`read ${formatBytes(cleaner.metadataBytesRead)} of metadata, ${formatBytes(cleaner.metadataBytesLastPass)} in the last pass`,
-		],
-		...disk.volumes.map(({ id, type, phase, pendingBytes, reason }) => [
-			id,
-			[
-				type,
-				phase === "kept" ? "kept" : `${phase} phase`,
-				...(pendingBytes > 0 ? [`${formatBytes(pendingBytes)} pending (free, but written too recently)`] : []),
-				...(reason === null ? [] : [reason]),
-			].join(", "),
-		]),
+		["", metadataWords(disk)],
+		...disk.volumes.flatMap(describeVolume),
 	];
 	if (disk.stalled > 0) facts.push(["waiting", `${count(disk.stalled, "client")} for room in the first image`]);
 	const cleaning = disk.cleaning === "continuous" ? "cleaned continuously" : "cleaning off";
 	return `${heading(disk)}served, ${count(disk.clients, "client")}, ${cleaning}\n${factTable(facts)}`;
+}
+
+function metadataWords({ cleaner, metadataBytesPerGuestGiB: perGiB }: DiskStatus): string {
+	const read = `read ${formatBytes(cleaner.metadataBytesRead)} of metadata, ${formatBytes(cleaner.metadataBytesLastPass)} in the last pass`;
+	return perGiB === null ? read : `${read}; ${formatBytes(perGiB)} per GiB that the guest wrote`;
+}
+
+/** A volume's lines: how it is followed, by which rule, when it was judged last, and what waits. */
+function describeVolume({ id, type, phase, rule, lastPoint, waiting }: VolumeStatus): string[][] {
+	if (phase === "kept") return [[id, `${type}, ${rule}`]];
+	const lines = [`${type}, ${phase} phase`, `rule: ${rule}`];
+	if (lastPoint !== null) lines.push(`last commit point: position ${lastPoint.position}, ${ago(lastPoint.at)} ago`);
+	lines.push(waiting ?? "nothing waits: all that is free was dropped");
+	return lines.map((line, index) => [index === 0 ? id : "", line]);
+}
+
+/** How long ago an instant was, roughly. */
+function ago(iso: string): string {
+	const seconds = Math.max(0, Math.round((Date.now() - Date.parse(iso)) / 1000));
+	if (seconds < 120) return `${seconds} s`;
+	const minutes = Math.round(seconds / 60);
+	return minutes < 120 ? `${minutes} min` : `${Math.round(minutes / 60)} h`;
 }
 
 function describeResting(disk: RestingDiskStatus): string {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { VSOCK_ANY } from "../../adapters/nbd/listen-address.ts";
-import { parseAddress, parseCount, parseSeconds } from "./values.ts";
+import { parseAddress, parseCount, parseOffset, parseSeconds, parseSize } from "./values.ts";
 
 test("addresses: TCP by name and number, vsock", () => {
 	assert.deepEqual(parseAddress("localhost:10809"), { kind: "tcp", host: "localhost", port: 10809 });
@@ -26,4 +26,11 @@ test("counts and seconds", () => {
 	for (const wrong of ["0", "-1", "1.5", "x", ""]) assert.throws(() => parseCount(wrong), wrong);
 	assert.deepEqual(["0", "30", "0.25"].map(parseSeconds), [0, 30_000, 250]);
 	for (const wrong of ["-1", "1e3", "x", "", "."]) assert.throws(() => parseSeconds(wrong), wrong);
+});
+
+test("a byte's position may be 0, a size may not", () => {
+	assert.deepEqual(["0", "512", "1.5K", "10G", "4KiB"].map(parseOffset), [0, 512, 1536, 10 * 2 ** 30, 4096]);
+	for (const wrong of ["-1", "1.5", "x", "", "9000P"]) assert.throws(() => parseOffset(wrong), wrong);
+	assert.equal(parseSize("512"), 512);
+	assert.throws(() => parseSize("0"), /more than nothing/);
 });

@@ -5,11 +5,20 @@ import { type ListenAddress, VSOCK_ANY } from "../../adapters/nbd/listen-address
 
 /** Bytes. Throws commander's InvalidArgumentError, whose message ends up in the usage line. */
 export function parseSize(text: string): number {
+	const bytes = parseBytes(text, "Give a size such as 512M, 40G or 1T.");
+	if (bytes === 0) throw new InvalidArgumentError("It must be more than nothing.");
+	return bytes;
+}
+
+/** A byte's position: 0, 4096, 10G. Throws as {@link parseSize} does. */
+export const parseOffset = (text: string): number =>
+	parseBytes(text, "Give a byte's position such as 0, 1048576 or 10G.");
+
+function parseBytes(text: string, advice: string): number {
 	const match = /^(\d+(?:\.\d+)?)(?:([KMGTP])(?:iB)?|B)?$/i.exec(text.trim());
-	if (match === null) throw new InvalidArgumentError("Give a size such as 512M, 40G or 1T.");
+	if (match === null) throw new InvalidArgumentError(advice);
 	const bytes = Number(match[1]) * 1024 ** (match[2] === undefined ? 0 : "KMGTP".indexOf(match[2].toUpperCase()) + 1);
 	if (!Number.isSafeInteger(bytes)) throw new InvalidArgumentError("It must be a whole number of bytes below 8 PiB.");
-	if (bytes === 0) throw new InvalidArgumentError("It must be more than nothing.");
 	return bytes;
 }
 

@@ -18,6 +18,7 @@ import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
+import { Chronicle } from "./chronicle.ts";
 import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
 import { makeDurable } from "./make-durable.ts";
@@ -27,6 +28,7 @@ import { provenRuns, settledBefore } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
 import { SecondWriter } from "./second-writer.ts";
+import { type VolumeStatus, volumeStatus } from "./volume-status.ts";
 import { type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
 
 /** Segments emptied before verdicts are looked for and space is freed again. */
@@ -62,6 +64,8 @@ export interface CleanerDisk {
 	readonly rest: (milliseconds: number) => Promise<boolean>;
 	/** For how long dropped blocks can be brought back; 0: not at all. */
 	readonly quarantineMs: number;
+	/** One line about a volume, whenever its state changes. */
+	readonly onVolume?: (line: string) => void;
 }
 
 /** What the cleaner asks of the world around the disk. The crash simulation has a world of its own. */
@@ -96,24 +100,18 @@ export interface CleanerCounters {
 	punchedBytes: number;
 }
 
-/** What waits in a volume, and why. */
-export interface VolumeStatus {
-	readonly id: string;
-	readonly type: string;
-	/** `initialization` until the first verdict, then `continuous`; `kept` where no rule applies. */
-	readonly phase: "initialization" | "continuous" | "kept";
-	readonly commits: number;
-	/** Free, but written too recently to be dropped. In bytes. */
-	readonly pendingBytes: number;
-	readonly reason: string | null;
-}
-
 /** How thorough a round is. */
 export interface RoundOptions {
 	/** Moves every closed segment, whatever its age. */
 	readonly everything?: boolean;
 	/** Moves blocks that only wait to be dropped as well. */
 	readonly evenYoung?: boolean;
+}
+
+/** The volumes by their latest verdicts, and what bounds the last writes of blocks in the second image. */
+export interface Judged {
+	readonly volumes: readonly ServedVolume[];
+	readonly lastWritten: LastWritten;
 }
 
 export class Cleaner {
@@ -140,6 +138,7 @@ export class Cleaner {
 	};
 	#volumes: Awaited<ReturnType<CleanerWorld["identify"]>> | undefined;
 	readonly #pace: Pace;
+	readonly #chronicle: Chronicle;
 	/** The newest verdict's volume, and the view in which it was reached. */
 	#point: { readonly volume: ServedVolume; readonly view: ViewHandle } | undefined;
 	#foldedTime = Number.NEGATIVE_INFINITY;
@@ -158,6 +157,7 @@ export class Cleaner {
 		this.#lastWritten = lastWritten;
 		this.#world = world;
 		this.#pace = new Pace(world.now(), opened);
+		this.#chronicle = new Chronicle(disk.onVolume ?? (() => {}));
 		const { newestSnapshot, onLost, beforeChange, quarantineMs } = disk;
 		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, onLost, beforeChange });
 		this.#dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
@@ -169,14 +169,9 @@ export class Cleaner {
 	}
 
 	volumes(): VolumeStatus[] {
-		return (this.#volumes?.list ?? []).map((volume) => ({
-			id: volume.id,
-			type: volume.type,
-			phase: volume.live === undefined ? "kept" : volume.verdict?.kind === "ready" ? "continuous" : "initialization",
-			commits: volume.live?.commits ?? 0,
-			pendingBytes: blocksIn(this.#youngIn(volume)) * BLOCK_SIZE,
-			reason: volume.reason ?? null,
-		}));
+		return (this.#volumes?.list ?? []).map((volume) =>
+			volumeStatus(volume, blocksIn(this.#youngIn(volume)) * BLOCK_SIZE, this.#chronicle.pointOf(volume.id)),
+		);
 	}
 
 	/** One round. Rounds must not overlap. Returns the bytes that it dropped, moved or gave back. */
@@ -207,11 +202,16 @@ export class Cleaner {
 
 	/** What is proven about the disk's blocks now; drops nothing. Not while a round runs. */
 	async proven(): Promise<Liveness> {
+		return provenRuns((await this.judged()).volumes);
+	}
+
+	/** The volumes as they are judged now, for who only looks; drops nothing. Not while a round runs. */
+	async judged(): Promise<Judged> {
 		for (let attempt = 0; attempt < JUDGE_ATTEMPTS; attempt++) {
 			await this.#judge((verdict) => Promise.resolve(this.#rememberVerdict(verdict)));
-			if (this.#volumes !== undefined) return provenRuns(this.#volumes.list);
+			if (this.#volumes !== undefined) return { volumes: this.#volumes.list, lastWritten: this.#lastWritten };
 		}
-		return provenRuns([]);
+		return { volumes: [], lastWritten: this.#lastWritten };
 	}
 
 	/** Leaves what a verdict lets go to the next round. */
@@ -241,6 +241,7 @@ export class Cleaner {
 			this.#volumes = undefined;
 			return;
 		}
+		const { list } = this.#volumes;
 		for (const verdict of await this.#volumes.judge(collected)) {
 			try {
 				await act(verdict);
@@ -249,6 +250,7 @@ export class Cleaner {
 			}
 			if (verdict.state.watchChanged) this.#volumes = undefined;
 		}
+		this.#chronicle.note(list);
 	}
 
 	async #act({ volume, view, state }: Verdict): Promise<void> {

@@ -15,13 +15,22 @@
 // caller tries them again itself; `changed` lists only what was read again.
 
 import { crc32c } from "../../../foundations/crc.ts";
-import { assert, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
+import { assert, type ErrorKind, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
-import type { LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "../live.ts";
+import type {
+	Evidence,
+	FileSystemBlock,
+	LiveState,
+	LiveVolume,
+	MetadataWrite,
+	ViewPoints,
+	WaitsFor,
+	WatchRange,
+} from "../live.ts";
 import { findSignatures, signatureWatcher } from "../signatures.ts";
 import { CommitChain } from "./commit-chain.ts";
 import type { Allocation } from "./free-space.ts";
@@ -60,6 +69,8 @@ export class Ext4LiveVolume implements LiveVolume {
 	#allocation: Allocation | null = null;
 	/** Why nothing can be known until the layout is read again, or null. */
 	#problem: string | null = null;
+	/** What would solve it. */
+	#solution: WaitsFor = "repair";
 	/** The superblock's word on a volume whose layout could not be read (mounted without a journal), else null. */
 	#unread: Geometry | null = null;
 	#mustReload = true;
@@ -117,6 +128,10 @@ export class Ext4LiveVolume implements LiveVolume {
 	}
 	get commits(): number {
 		return this.#chain?.commits.length ?? 0;
+	}
+	get rule(): string {
+		if (this.#hasNoJournal) return "clean unmount or freeze only: it has no journal of its own";
+		return `${this.#required} commits of its journal after a block's last write, or a clean unmount`;
 	}
 	watch(): readonly WatchRange[] {
 		this.#watchChanged = false;
@@ -205,6 +220,7 @@ export class Ext4LiveVolume implements LiveVolume {
 	#newLayout(why: string): void {
 		this.#chain?.break(why);
 		this.#problem = why;
+		this.#solution = "repair";
 		this.#mustReload = true;
 	}
 
@@ -217,17 +233,18 @@ export class Ext4LiveVolume implements LiveVolume {
 	}
 
 	async #judge(view: ByteSource & { readonly bytesRead: number }, at: LogPosition): Promise<LiveState> {
-		const keep = (reason: string, pending: boolean): LiveState => this.#keep(view, at, reason, pending);
+		const keep = (reason: string, pending: boolean, waitsFor?: WaitsFor): LiveState =>
+			this.#keep(view, at, reason, pending, waitsFor);
 		if (this.#problem !== null || this.#structure === null) await this.#readLayout(view);
-		if (this.#problem !== null) return keep(this.#problem, false);
+		if (this.#problem !== null) return keep(this.#problem, false, this.#solution);
 		const structure = this.#structure;
 		const chain = this.#chain;
 		if (structure === null || chain === null || structure.journal === null)
-			return keep("it has no journal; its free space is known only while it is cleanly unmounted", false);
+			return keep("it has no journal; its free space is known only while it is cleanly unmounted", false, "rest");
 		if (chain.info.has.asyncCommit)
-			return keep("it is mounted with journal_async_commit, whose commits prove nothing by their order", false);
+			return keep("it is mounted with journal_async_commit, whose commits prove nothing by their order", false, "rest");
 		if (chain.info.errorNumber !== 0)
-			return keep("its journal was aborted after an error; run e2fsck in the guest", false);
+			return keep("its journal was aborted after an error; run e2fsck in the guest", false, "repair");
 		if (chain.lastCandidate?.end !== at) return keep("the view does not end at a commit", true);
 		if (chain.head !== null && chain.commits.at(-1)?.end !== at) return keep("the view does not end at a commit", true);
 
@@ -347,8 +364,18 @@ export class Ext4LiveVolume implements LiveVolume {
 		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
 		const source = metered(view, this.#budget);
 		return await this.#guarded(source, at, async () => {
-			if (lastWrite !== null && (this.#cleanMark === null || lastWrite > this.#cleanMark))
-				return this.#keep(source, at, "it was written to after it was last marked clean, or that was not seen", true);
+			if (lastWrite !== null && (this.#cleanMark === null || lastWrite > this.#cleanMark)) {
+				const stands = this.#isReady && !this.#mustReload && this.#judged === this.incarnation;
+				const state = this.#keep(
+					source,
+					at,
+					"it was written to after it was last marked clean, or that was not seen",
+					true,
+				);
+				// What its commits have proven stays proven while it merely rests.
+				this.#isReady = stands;
+				return state;
+			}
 			// Until the next commit is judged, the cached bitmap belongs to this view and not to the chain.
 			this.#mustReload = true;
 			await this.#checkSignatures(source);
@@ -377,7 +404,8 @@ export class Ext4LiveVolume implements LiveVolume {
 			)
 				throw error;
 			this.#newLayout(error.message);
-			return this.#keep(view, at, error.message, false);
+			this.#solution = this.#solutionOf(error.kind);
+			return this.#keep(view, at, error.message, false, this.#solution);
 		}
 	}
 
@@ -403,13 +431,31 @@ export class Ext4LiveVolume implements LiveVolume {
 		};
 	}
 
-	#keep(view: { readonly bytesRead: number }, position: LogPosition, reason: string, pending: boolean): LiveState {
+	get #hasNoJournal(): boolean {
+		return this.#structure !== null ? this.#structure.journal === null : this.#unread?.has.journal === false;
+	}
+
+	/** What would make an end of an error that the volume's bytes led to. */
+	#solutionOf(kind: ErrorKind): WaitsFor {
+		if (kind !== "unsupported") return "repair";
+		// Mounted, or not unmounted cleanly, and without a journal that would tell its state.
+		return this.#hasNoJournal && this.#unread?.valid === false ? "rest" : "support";
+	}
+
+	#keep(
+		view: { readonly bytesRead: number },
+		position: LogPosition,
+		reason: string,
+		pending: boolean,
+		waitsFor: WaitsFor = !pending ? "support" : this.#hasNoJournal ? "rest" : "commits",
+	): LiveState {
 		this.#isReady = false;
 		return {
 			kind: "keep",
 			position,
 			reason,
 			pending,
+			waitsFor,
 			metadataBytesRead: view.bytesRead,
 			watchChanged: this.#watchChanged,
 		};
@@ -422,6 +468,19 @@ export class Ext4LiveVolume implements LiveVolume {
 
 	isFree(at: ByteOffset, length: ByteCount): boolean {
 		return this.#isReady && (this.#allocation?.isFree(at, length) ?? false);
+	}
+
+	evidenceFor(position: LogPosition): Evidence {
+		const after = this.#chain?.commits.filter((commit) => position < commit.position).length ?? 0;
+		return { counted: Math.min(after, this.#required), needed: this.#required, unit: "commits" };
+	}
+
+	blockAt(at: ByteOffset): FileSystemBlock | undefined {
+		const structure = this.#structure;
+		if (structure === null) return undefined;
+		const number = Math.floor(at / structure.geometry.blockSize);
+		const isInJournal = (structure.journal?.logicalAt(number) ?? -1) >= 0;
+		return { number, role: isInJournal ? "journal" : isStructureBlock(structure, number) ? "metadata" : "data" };
 	}
 
 	// ── layout ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -449,6 +508,7 @@ export class Ext4LiveVolume implements LiveVolume {
 				this.#setWatch(null);
 				await this.#rememberUnread(view);
 			}
+			this.#solution = this.#solutionOf(error.kind);
 			return null;
 		}
 	}
