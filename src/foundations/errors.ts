@@ -50,6 +50,7 @@ export const errorTable = {
 	VOLUME_UNSUPPORTED: row("unsupported", 3),
 	VOLUME_DIRTY: row("refused", 3),
 	NOTHING_TO_SWEEP: row("refused", 3),
+	TOOL_MISSING: row("refused", 3),
 	INTERRUPTED: row("refused", 1),
 	BUG: row("bug", 1),
 } as const satisfies Record<string, ErrorRow>;

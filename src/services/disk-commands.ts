@@ -13,6 +13,7 @@ import { isDiskServed } from "./disk-directory.ts";
 import type { OnProgress } from "./progress.ts";
 import { type CleanReport, ServedDisk } from "./served-disk.ts";
 import type { SnapshotStatus } from "./snapshots.ts";
+import type { VerifyPoint } from "./verify/point.ts";
 import type { BlockReport } from "./why.ts";
 
 /** A command: what it is told, and how it is done. Input and report travel as JSON. */
@@ -44,6 +45,7 @@ export const diskCommands = {
 		(disk, { at }): Promise<BlockReport> => disk.why(at),
 	),
 	snapshot: diskCommand(snapshotName, (disk, { name }): Promise<SnapshotStatus> => disk.takeSnapshot(name)),
+	verifyPoint: diskCommand(snapshotName, (disk, { name }): Promise<VerifyPoint> => disk.verifyPoint(name)),
 	deleteSnapshot: diskCommand(snapshotName, async (disk, { name }): Promise<{ readonly name: string }> => {
 		await disk.deleteSnapshot(name);
 		return { name };

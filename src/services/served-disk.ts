@@ -21,6 +21,7 @@ import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
 import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
 import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
 import { Upkeep } from "./upkeep.ts";
+import { droppableAt, type VerifyPoint } from "./verify/point.ts";
 import { snapshotSource, viewSource } from "./view-source.ts";
 import { type BlockReport, explainBlock } from "./why.ts";
 
@@ -294,6 +295,38 @@ export class ServedDisk implements AsyncDisposable {
 			const taken = await snapshots.take(name, this.size, this.#plane, this.#cleaner);
 			await this.#recordStand("stands", taken.position as LogPosition);
 			return taken;
+		});
+	}
+
+	/** Takes a snapshot, and tells what of the disk the cleaner might drop at that instant. Throws as `takeSnapshot` does. */
+	async verifyPoint(name: string): Promise<VerifyPoint> {
+		const { snapshots } = this.#directory;
+		return await this.#exclusive(async () => {
+			const judged = await this.#cleaner.judged();
+			let point: VerifyPoint | undefined;
+			const taken = await snapshots.take(name, this.size, this.#plane, {
+				foldView: async (view) => {
+					point = await droppableAt(this.#plane, view, judged);
+					return await this.#cleaner.foldView(view);
+				},
+			});
+			await this.#recordStand("stands", taken.position as LogPosition);
+			return point!;
+		});
+	}
+
+	/** The disk as it is now, and what of it the cleaner might drop; nothing is moved or dropped while `work` reads it. */
+	async withVerifyPoint<T>(work: (source: ByteSource, point: VerifyPoint) => Promise<T>): Promise<T> {
+		return await this.#exclusive(async () => {
+			const judged = await this.#cleaner.judged();
+			const view = await this.#plane.ask("takeView");
+			try {
+				const { firstFd, second } = this.#directory;
+				const source = viewSource(this.#plane, view, firstFd, second, this.size);
+				return await work(source, await droppableAt(this.#plane, view, judged));
+			} finally {
+				await this.#plane.ask("releaseView", view.id);
+			}
 		});
 	}
 

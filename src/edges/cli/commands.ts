@@ -16,6 +16,7 @@ export const allCommands = (): Command[] => [
 	serveCommand(),
 	statusCommand(),
 	whyCommand(),
+	verifyCommand(),
 	cleanCommand(),
 	snapshotCommand(),
 	undoCommand(),
@@ -27,6 +28,8 @@ export const allCommands = (): Command[] => [
 ];
 
 const IMAGE = "image in any format, block device or NBD address, not in use by a running VM";
+/** Of verify, in bytes per second: a guest's own reads hardly notice it. */
+const MAX_RATE = 100 * 1024 * 1024;
 const JSON_OPTION = ["--json", "print JSON"] as const;
 const VM_OFF = [
 	"--vm-off",
@@ -150,6 +153,23 @@ const whyCommand = (): Command =>
 		.argument("<offset>", "a byte of the disk, such as 1048576 or 10G", parseOffset)
 		.option(...JSON_OPTION)
 		.action(async (disk, offset, options) => (await import("./why.ts")).why(disk, offset, options));
+
+const verifyCommand = (): Command =>
+	new Command("verify")
+		.description(
+			"prove that nobody needs what cleaning would drop: with checkers and file hashes; the VM may be running",
+		)
+		.argument("<disk>", "the disk's folder")
+		.option("--volume <id>", "only this volume, by its id in status")
+		.option("--keep-going", "go on after a difference, and where a checker is missing")
+		.option("--no-mount", "don't mount the guest's file systems on this host: only run checkers")
+		.addOption(
+			new Option("--max-rate <size>", "most bytes that are read per second")
+				.argParser(parseSize)
+				.default(MAX_RATE, "100M"),
+		)
+		.option(...JSON_OPTION)
+		.action(async (disk, options) => (await import("./verify.ts")).verify(disk, options));
 
 const cleanCommand = (): Command =>
 	new Command("clean")

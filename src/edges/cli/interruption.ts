@@ -3,12 +3,18 @@
 
 const signals = ["SIGINT", "SIGTERM"] as const;
 
-/** Runs `work` with a signal that aborts at the first SIGINT or SIGTERM. */
-export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+/**
+ * Runs `work` with a signal that aborts at the first SIGINT or SIGTERM. `onMore` is done at each further one: by default the
+ * process ends.
+ */
+export async function interruptible<T>(
+	work: (signal: AbortSignal) => Promise<T>,
+	onMore: () => void = () => process.exit(1),
+): Promise<T> {
 	const controller = new AbortController();
 	const onSignal = (): void => {
-		if (controller.signal.aborted) process.exit(1);
-		controller.abort();
+		if (controller.signal.aborted) onMore();
+		else controller.abort();
 	};
 	for (const signal of signals) process.on(signal, onSignal);
 	try {
