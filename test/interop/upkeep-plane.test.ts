@@ -438,3 +438,47 @@ test("what a guest writes after the view of a clean unmount stays, though that v
 		assert.ok((await client.read(0, size)).equals(kept));
 	});
 });
+
+test("what a question between two rounds has found is dropped by the next one, though the guest rests", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const { plane } = server;
+	const size = byteCount(8 * BLOCK);
+	await visit(server, (client) => client.write(0, random(1, size)));
+	const volume = {
+		id: "disk",
+		start: 0,
+		length: size,
+		live: { commits: 0, freeRuns: () => [{ start: byteOffset(0), length: size }] },
+	} as unknown as ServedVolume;
+	const volumes = {
+		list: [volume],
+		isStillTheSame: () => Promise.resolve(true),
+		async judge() {
+			if (volume.verdict !== undefined) return [];
+			const view = await plane.ask("takeView");
+			const changed = [{ start: byteOffset(0), length: size }];
+			const state = { kind: "ready", position: view.position, settled: view.position, changed, metadataBytesRead: 0 };
+			volume.verdict = state as unknown as LiveState;
+			return [{ volume, view, state: volume.verdict }];
+		},
+	};
+	const { cleaner } = operators(server, {
+		world: {
+			identify: async () => {
+				await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
+				return volumes;
+			},
+			allocated: ({ held }) => held,
+			now: () => performance.now(),
+		},
+	});
+	await cleaner.proven();
+	assert.equal(cleaner.counters.droppedBytes, 0);
+	// It may be the file system's again: what is written since stays.
+	await visit(server, (client) => client.write(3 * BLOCK, random(2, BLOCK)));
+	await cleaner.round();
+	assert.equal(cleaner.counters.droppedBytes, 7 * BLOCK);
+	await cleaner.round();
+	assert.equal(cleaner.counters.droppedBytes, 7 * BLOCK);
+});

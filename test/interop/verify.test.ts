@@ -13,8 +13,9 @@ import { type VerifyReport, verifyDisk } from "../../src/services/verify/verify.
 import { temporaryFolder } from "../support/folders.ts";
 import { hashesIn, LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
+import { loadProgram } from "../support/oracle-run.ts";
 import { run, runOk, start, vmsweep } from "../support/processes.ts";
-import { seededRandom } from "../support/randomness.ts";
+import { seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
 
 const MiB = 2 ** 20;
@@ -113,6 +114,35 @@ test("a mounted ext4 under cleaning: what may be dropped isn't needed; a block t
 		/^web01: DIFFERENT [\s\S]*DIFFERENCE: different: a folder\/f9[\s\S]*STOP CLEANING[\s\S]*--clean off/,
 	);
 	await assertNothingLeft(temporary);
+});
+
+test("while a guest works and the cleaner drops, again and again", async (t) => {
+	if (!requireTool(t, ...LOOP_TOOLS)) return;
+	const seed = testSeed() % 1_000_000;
+	t.diagnostic(`VMSWEEP_SEED=${seed}`);
+	await using folder = await temporaryFolder();
+	const [disk, temporary] = [folder.file("web01"), folder.file("tmp")];
+	await mkdir(temporary);
+	await createDisk(disk, { size: "768M" });
+	await using server = await SweepServer.serve(disk);
+	await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
+	await runOk("mke2fs", ["-q", "-F", "-t", "ext4", device.path]);
+	await using mounted = await Mounted.mount(device.path, folder.file("mnt"), "commit=1");
+	await using load = start(loadProgram, ["crash", mounted.path, "--seed", String(seed)]);
+	for (let round = 1; round <= 3; round++) {
+		await load.until(() => load.stdout.split("\n").length > round * 15, `${round * 15} synced files`, 120);
+		await server.reaches(({ volumes }) => volumes[0]?.phase === "continuous", "a verdict");
+		const report = await verifyJson(disk, temporary, "--max-rate", "1G");
+		assert.equal(report.isSame, true, JSON.stringify(report));
+		const [volume] = report.volumes;
+		assert.deepEqual([volume!.skipped, volume!.checker!.verdict], [null, "clean"], JSON.stringify(report));
+		t.diagnostic(`round ${round}: ${volume!.droppableBytes} bytes droppable, ${volume!.files!.count} files compared`);
+		await assertNothingLeft(temporary);
+	}
+	const { cleaner } = await server.status();
+	assert.ok(cleaner.droppedBytes > 0, "nothing was dropped: the test is blind");
+	await load.kill();
+	await mounted.unmount();
 });
 
 test("metadata that would be dropped: the checker finds it, and what was wrong before is no alarm", async (t) => {

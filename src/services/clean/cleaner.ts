@@ -14,6 +14,7 @@ import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/me
 import { LastWritten } from "../../core/cleaner/last-written.ts";
 import { touchedBlocks, wholeBlocks } from "../../core/cleaner/plan.ts";
 import { type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
+import type { LiveState } from "../../core/filesystems/live.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
@@ -100,6 +101,8 @@ export interface CleanerCounters {
 	punchedBytes: number;
 }
 
+type ReadyState = LiveState & { readonly kind: "ready" };
+
 /** How thorough a round is. */
 export interface RoundOptions {
 	/** Moves every closed segment, whatever its age. */
@@ -125,6 +128,8 @@ export class Cleaner {
 	readonly #firstSeen = new Map<number, number>();
 	/** Segments from which all was moved; those that the quarantine holds stay, and nothing more is to be done there until then. */
 	readonly #emptied = new Set<number>();
+	/** Verdicts of which nothing was dropped yet, and what of the guest's their views show. */
+	readonly #remembered = new Map<ServedVolume, { readonly state: ReadyState; readonly guestEntries: number }>();
 	/** Per volume: free blocks that were too young when they were last looked at, and where others lie. */
 	readonly #young = new Map<ServedVolume, Pick<Dropped, "young" | "rest">>();
 	readonly counters: CleanerCounters = {
@@ -182,6 +187,7 @@ export class Cleaner {
 		await this.#quarantine.hold(EAGER_SHARE);
 		try {
 			await this.#judge((verdict) => this.#act(verdict));
+			await this.#actOnRemembered();
 			await this.#moveSettled(options);
 			await this.#foldSettled();
 			await this.#free(options.everything === true);
@@ -215,8 +221,10 @@ export class Cleaner {
 	}
 
 	/** Leaves what a verdict lets go to the next round. */
-	#rememberVerdict({ volume, state }: Verdict): void {
+	#rememberVerdict({ volume, view, state }: Verdict): void {
+		this.#countReading(state);
 		if (state.kind !== "ready") return;
+		this.#remembered.set(volume, { state, guestEntries: view.guestEntries });
 		const waiting = new BoundedRuns(this.#dropper.youngRunsMax);
 		for (const { block, count } of this.#candidates(volume, state.changed)) waiting.append(block, count);
 		this.#young.set(volume, { young: waiting.list, rest: waiting.rest });
@@ -254,16 +262,38 @@ export class Cleaner {
 	}
 
 	async #act({ volume, view, state }: Verdict): Promise<void> {
-		const { counters } = this;
-		counters.metadataBytesRead += state.metadataBytesRead;
-		if (state.metadataBytesRead > 0) counters.metadataBytesLastPass = state.metadataBytesRead;
-		if (state.kind !== "ready") return;
-		if (state.metadataBytesRead > 0) counters.groupsLastPass = state.groupsRead;
-		const free = this.#candidates(volume, state.changed);
-		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		this.#countReading(state);
+		if (state.kind === "ready") await this.#drop(volume, state, state.changed, view.guestEntries);
+	}
+
+	/** Drops what verdicts let go that were asked for since the last round, where no newer ones came: a guest at rest brings none. */
+	async #actOnRemembered(): Promise<void> {
+		const remembered = [...this.#remembered];
+		this.#remembered.clear();
+		for (const [volume, { state, guestEntries }] of remembered)
+			if (volume.verdict === state && this.#volumes?.list.includes(volume) === true)
+				await this.#drop(volume, state, [], guestEntries);
+	}
+
+	async #drop(
+		volume: ServedVolume,
+		state: ReadyState,
+		changed: readonly ByteRange[],
+		guestEntries: number,
+	): Promise<void> {
+		const free = this.#candidates(volume, changed);
+		this.#changedThrough = Math.max(this.#changedThrough, guestEntries);
 		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, settledBefore(state));
 		this.#young.set(volume, waiting);
-		counters.droppedBytes += droppedBytes;
+		this.counters.droppedBytes += droppedBytes;
+	}
+
+	#countReading(state: LiveState): void {
+		const { counters } = this;
+		counters.metadataBytesRead += state.metadataBytesRead;
+		if (state.metadataBytesRead === 0) return;
+		counters.metadataBytesLastPass = state.metadataBytesRead;
+		if (state.kind === "ready") counters.groupsLastPass = state.groupsRead;
 	}
 
 	/** Free whole blocks in the changed areas, and what was too young before, where it is still free. Sorted, found as it is walked. */

@@ -27,7 +27,8 @@ const checker = (
 	mountOptions,
 });
 
-const ext = (type: string): Checker => checker("e2fsck", "e2fsprogs", ["-f", "-n"], type);
+/** A guest's superblock may want a panic at errors, which would be this host's. */
+const ext = (type: string): Checker => checker("e2fsck", "e2fsprogs", ["-f", "-n"], type, "errors=remount-ro");
 const fat = checker("fsck.fat", "dosfstools", ["-n"], "vfat");
 
 /** By the type of a volume. */

@@ -20,6 +20,8 @@ import type { ServedVolume } from "../clean/volumes.ts";
 
 /** Blocks looked up in one call: 256 MiB of the disk. */
 const LOCATED_AT_ONCE = 65_536;
+/** Runs of one volume, free ones and those between them: what comes behind them isn't verified. */
+const RUNS_MAX = 1 << 20;
 
 /** A volume at that instant. Positions and sizes in bytes. */
 export interface VerifyVolume {
@@ -30,6 +32,8 @@ export interface VerifyVolume {
 	/** Why nothing of it may be dropped; null where something may. */
 	readonly kept: string | null;
 	readonly droppableBytes: number;
+	/** True where its free blocks lie in so many pieces that only the first of them are listed. */
+	readonly isPartial: boolean;
 	/** Disk blocks that may be dropped, sorted: [block, count]…. */
 	readonly runs: readonly number[];
 }
@@ -49,7 +53,8 @@ export async function droppableAt(
 	const found: VerifyVolume[] = [];
 	for (const volume of volumes) {
 		const runs: BlockRun[] = [];
-		for (const { block, count, writtenBefore } of freeRuns(provenRuns([volume])))
+		const proven = provenRuns([volume], RUNS_MAX);
+		for (const { block, count, writtenBefore } of freeRuns(proven))
 			for (const piece of piecesOf({ block, count }, LOCATED_AT_ONCE)) {
 				const located = await plane.ask("locate", { view: view.id, block: piece.block, count: piece.count });
 				const plan = planDrops(unpackLocated(located).map(placed), writtenBefore, lastWritten);
@@ -63,6 +68,7 @@ export async function droppableAt(
 			length,
 			kept: reasonOf(volume, runs.length > 0),
 			droppableBytes: blocksIn(runs) * BLOCK_SIZE,
+			isPartial: proven.runs.length === RUNS_MAX * 3,
 			runs: runs.flatMap((run) => [run.block, run.count]),
 		});
 	}

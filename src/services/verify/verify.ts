@@ -13,7 +13,7 @@
 // looks at, on the commit point that recovery leads to; docs/live-safety.md has the proof, and this is its trial.
 
 import { createReadStream } from "node:fs";
-import { mkdtemp, open, rm } from "node:fs/promises";
+import { mkdtemp, open, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline/promises";
@@ -117,8 +117,16 @@ async function atOneInstant<T>(
 	onProgress({ step: "holding the disk still", done: 0, total: null });
 	if (!(await isDiskServed(directory))) {
 		await using disk = await ServedDisk.open(directory);
+		// Of one that was killed.
+		if (disk.snapshots().some(({ name }) => name === SNAPSHOT)) await disk.deleteSnapshot(SNAPSHOT);
 		return await disk.withVerifyPoint(work);
 	}
+	// What readSnapshot would say of it comes too late, and helps only who gives it a name.
+	if (!(await stat(join(directory, "nbd.sock")).catch(() => undefined))?.isSocket())
+		throw new VmsweepError(
+			"DISK_NOT_SERVED",
+			`${directory} is served on an address of its own, and verify reads it by ${join(directory, "nbd.sock")}. Serve it without --socket and --listen, or verify it while it is not served.`,
+		);
 	await forgetSnapshot(directory, 1);
 	const point = await runOnDisk(directory, "verifyPoint", { name: SNAPSHOT });
 	try {
@@ -258,7 +266,9 @@ class Verifier {
 		const real = await this.#look("real", volume, checker, { checks: false, lists: true });
 		const other = await this.#look("patterned", volume, checker, { checks: true, lists: true });
 		const differences: string[] = [];
-		const notes: string[] = [];
+		const notes = volume.isPartial
+			? ["its free blocks lie in too many pieces: only the first of them were overwritten"]
+			: [];
 		let differenceCount = 0;
 
 		let verdict: "clean" | "as-real" | "different" = "clean";
