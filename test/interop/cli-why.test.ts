@@ -152,3 +152,41 @@ test("volumes that no rule follows, gaps, and what is out of range", async (t) =
 		assert.equal(stderr.trimEnd().split("\n").length, 1);
 	}
 });
+
+test("what waits, and for what: a mounted file system without a journal, a damaged one; and what the quarantine holds", async (t) => {
+	if (!requireTool(t, ...LOOP_TOOLS, "debugfs")) return;
+	await using folder = await temporaryFolder();
+	{
+		const disk = folder.file("ext2");
+		await createDisk(disk, { size: "64M" });
+		await using server = await SweepServer.serve(disk, "--quarantine", "1000");
+		await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
+		await runOk("mke2fs", ["-q", "-t", "ext2", "-b", "4096", "-E", "nodiscard", device.path]);
+		await using mounted = await Mounted.mount(device.path, folder.file("mnt"));
+		const file = join(mounted.path, "file");
+		await writeFile(file, seededRandom(1).bytes(MiB));
+		await runOk("sync", ["-f", mounted.path]);
+		const { first } = await blocksOf(file);
+		const { volumes } = await server.reaches(({ volumes }) => volumes[0]?.waitsFor === "rest", "the mounted ext2");
+		assert.match(volumes[0]!.rule, /^clean unmount or freeze only/);
+		assert.match(volumes[0]!.waiting!, /cleaned when it is cleanly unmounted or frozen$/);
+		assert.match((await why(disk, first * BLOCK)).because!, /waits for rest/);
+		await rm(file);
+		await mounted.unmount();
+		await server.reaches(({ volumes }) => volumes[0]?.waitsFor === "nothing", "the unmounted ext2");
+		const held = await why(disk, first * BLOCK);
+		assert.deepEqual([held.place.kind, held.undoable, held.droppable], ["zeros", true, false]);
+		assert.match(
+			await runOk(vmsweep, ["why", disk, String(first * BLOCK)]),
+			/quarantine +it was dropped; vmsweep undo/,
+		);
+	}
+	const [image, disk] = [folder.file("image"), folder.file("damaged")];
+	await runOk("mke2fs", ["-q", "-F", "-t", "ext4", image, "64M"]);
+	await runOk("debugfs", ["-w", "-R", "ssv state 2", image]);
+	await createDisk(disk, { second: image });
+	await using server = await SweepServer.serve(disk);
+	const { volumes } = await server.reaches(({ volumes }) => volumes[0]?.waitsFor === "repair", "the damaged ext4");
+	assert.match(volumes[0]!.waiting!, /errors.*repair: e2fsck -f in the guest, with the volume unmounted$/);
+	await server.process.line(/volume disk \(ext4\): kept: the guest has recorded errors/);
+});
