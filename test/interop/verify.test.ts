@@ -201,6 +201,31 @@ test("Ctrl-C, however often, leaves nothing on the host", async (t) => {
 	}
 });
 
+test("a server that ends in the middle is an error, and no alarm", async (t) => {
+	if (!requireTool(t, ...LOOP_TOOLS)) return;
+	await using folder = await temporaryFolder();
+	const [image, disk, temporary] = [folder.file("image"), folder.file("web01"), folder.file("tmp")];
+	const content = folder.file("content");
+	for (const made of [temporary, content]) await mkdir(made);
+	await writeFile(join(content, "large"), seededRandom(1).bytes(16 * MiB));
+	await runOk("mke2fs", ["-q", "-F", "-t", "ext4", "-b", "4096", "-d", content, image, "64M"]);
+	await createDisk(disk, { second: image });
+	await using server = await SweepServer.serve(disk);
+	await using verifying = start(vmsweep, ["verify", disk, "--max-rate", "4M"], { environment: { TMPDIR: temporary } });
+	await verifying.until(
+		async () => (await readdir(temporary, { recursive: true })).some((name) => name.endsWith("real.list")),
+		"the list of the real view's files",
+	);
+	await server.kill();
+	const { exitCode, stdout, stderr } = await verifying.finished;
+	assert.equal(stdout, "");
+	assert.doesNotMatch(stderr, /STOP CLEANING/);
+	assert.equal(stderr.trimEnd().split("\n").length, 1, stderr);
+	assert.equal(exitCode, 1, stderr);
+	await assertNothingLeft(temporary);
+	assert.match(await runOk(vmsweep, ["snapshot", disk]), /no snapshots/);
+});
+
 test("what can't be verified is said", async (t) => {
 	if (!requireTool(t, ...LOOP_TOOLS, "mkfs.vfat")) return;
 	await using folder = await temporaryFolder();

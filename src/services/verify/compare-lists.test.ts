@@ -11,6 +11,7 @@ test("lists are compared in the order of their walk", async () => {
 		["a", "folder"],
 		["a/x", "file 10 h1 m"],
 		["a-b", "file 3 h2 m"],
+		["b", "error EIO"],
 		["c", "link c"],
 		["d", "file 1 h3 m"],
 	);
@@ -19,11 +20,13 @@ test("lists are compared in the order of their walk", async () => {
 		["a/x", "file 10 h9 m"],
 		["a/y", "file 2 h m"],
 		["a-b", "file 3 h2 m"],
+		["b", "error EIO"],
 		["d", "file 1 h3 m"],
 	);
 	assert.deepEqual(await compareLists(real, other, 10), {
 		files: 3,
 		bytes: 14,
+		unreadable: 1,
 		differences: [
 			{ path: "a/x", kind: "different" },
 			{ path: "a/y", kind: "new" },

@@ -17,6 +17,8 @@ export interface Comparison {
 	/** Files that both have, and the bytes in them. */
 	readonly files: number;
 	readonly bytes: number;
+	/** Entries that could be read in neither. */
+	readonly unreadable: number;
 	/** The first of them; `count` has all. */
 	readonly differences: readonly ListDifference[];
 	readonly count: number;
@@ -30,7 +32,7 @@ export async function compareLists(
 ): Promise<Comparison> {
 	const [left, right] = [real[Symbol.asyncIterator](), other[Symbol.asyncIterator]()];
 	const differences: ListDifference[] = [];
-	let [files, bytes, count] = [0, 0, 0];
+	let [files, bytes, unreadable, count] = [0, 0, 0, 0];
 	const note = (path: string, kind: ListDifference["kind"]): void => {
 		count++;
 		if (differences.length < max) differences.push({ path, kind });
@@ -40,6 +42,7 @@ export async function compareLists(
 		const order = a === undefined ? 1 : b === undefined ? -1 : inOrderOfWalk(a.path, b.path);
 		if (order === 0) {
 			if (a!.what !== b!.what) note(a!.path, "different");
+			else if (a!.what.startsWith("error ")) unreadable++;
 			const size = /^file (\d+) /.exec(a!.what)?.[1];
 			if (size !== undefined) {
 				files++;
@@ -49,7 +52,7 @@ export async function compareLists(
 		if (order <= 0) a = await next(left);
 		if (order >= 0) b = await next(right);
 	}
-	return { files, bytes, differences, count };
+	return { files, bytes, unreadable, differences, count };
 }
 
 async function next(lines: AsyncIterator<string>): Promise<Listed | undefined> {

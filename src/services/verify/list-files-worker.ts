@@ -59,8 +59,9 @@ function walk(folder: Buffer, path: Buffer, depth: number): void {
 }
 
 function describe(path: Buffer, status: Stats): string {
-	const { mode, uid, gid, size, mtimeMs } = status;
-	const owner = `${mode.toString(8)} ${uid}:${gid} ${mtimeMs}`;
+	const { mode, uid, gid, size } = status;
+	// Not its times: a replay that finishes a truncation sets them to the present.
+	const owner = `${mode.toString(8)} ${uid}:${gid}`;
 	if (status.isFile()) return `file ${size} ${hashOf(path, size)} ${owner}`;
 	if (status.isSymbolicLink()) return `link ${readlinkSync(path, { encoding: "buffer" }).toString("latin1")} ${owner}`;
 	return `${status.isDirectory() ? "folder" : `special ${status.rdev}`} ${owner}`;

@@ -18,9 +18,10 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { fileURLToPath } from "node:url";
-import { offerDisks } from "../../adapters/nbd/disk-server.ts";
+import { type OfferedDisk, offerDisks } from "../../adapters/nbd/disk-server.ts";
 import { exportUri } from "../../adapters/nbd/listen-address.ts";
 import { runProgram } from "../../adapters/os/programs.ts";
+import { joinRuns, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
 import { isVmsweepError, VmsweepError } from "../../foundations/errors.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { runOnDisk } from "../disk-commands.ts";
@@ -193,8 +194,9 @@ class Verifier {
 	readonly #point: VerifyPoint;
 	readonly #options: VerifyOptions;
 	readonly #signal: AbortSignal;
-	readonly #verdicts: VolumeVerdict[] = [];
 	#folder = "";
+	/** What kept a view from being read or written: whatever was found after that may come of it. */
+	#failure: { readonly error: unknown } | undefined;
 
 	constructor(point: VerifyPoint, options: VerifyOptions) {
 		this.#point = point;
@@ -219,26 +221,43 @@ class Verifier {
 		await using stack = new AsyncDisposableStack();
 		this.#folder = await mkdtemp(join(tmpdir(), "vmsweep-verify-"));
 		stack.defer(() => rm(this.#folder, { recursive: true, force: true }).catch(() => {}));
-		const patterned = chosen
-			.filter((each) => skippedBecause(each) === null)
-			.toSorted((a, b) => a.start - b.start)
-			.flatMap(({ runs }) => runs);
-		const disks = new Map<Side, OverlaidDisk>();
+		const droppable = chosen.flatMap((each) =>
+			skippedBecause(each) === null ? unpackRuns(Float64Array.from(each.runs)) : [],
+		);
+		const patterned = [...packRuns(joinRuns(droppable))];
+		const disks = new Map<Side, OfferedDisk>();
 		for (const side of ["real", "patterned"] as const) {
 			const file = await open(join(this.#folder, `${side}.overlay`), "wx+", 0o600);
 			stack.defer(() => file.close());
-			disks.set(side, new OverlaidDisk(source, side === "real" ? [] : patterned, file, OVERLAY_BYTES_MAX));
+			const disk = new OverlaidDisk(source, side === "real" ? [] : patterned, file, OVERLAY_BYTES_MAX);
+			disks.set(side, this.#noticingFailures(disk));
 		}
 		stack.use(await offerDisks(join(this.#folder, "nbd.sock"), disks));
+		const verdicts: VolumeVerdict[] = [];
 		for (const each of chosen) {
 			const verdict = await this.#verify(each);
-			this.#verdicts.push(verdict);
+			// A view that can't be read would look like a difference.
+			if (this.#failure !== undefined) throw this.#failure.error;
+			verdicts.push(verdict);
 			if (verdict.differenceCount > 0 && !keepGoing) break;
 		}
 		return {
 			position: this.#point.position,
-			volumes: this.#verdicts,
-			isSame: this.#verdicts.every(({ differenceCount }) => differenceCount === 0),
+			volumes: verdicts,
+			isSame: verdicts.every(({ differenceCount }) => differenceCount === 0),
+		};
+	}
+
+	/** The same disk; what fails is remembered, since programs on the other side of a mount only see that something did. */
+	#noticingFailures(disk: OfferedDisk): OfferedDisk {
+		const noted = (error: unknown): never => {
+			this.#failure ??= { error };
+			throw error;
+		};
+		return {
+			size: disk.size,
+			read: (at, into) => disk.read(at, into).catch(noted),
+			write: (at, from) => disk.write(at, from).catch(noted),
 		};
 	}
 
@@ -265,44 +284,37 @@ class Verifier {
 		}
 		const real = await this.#look("real", volume, checker, { checks: false, lists: true });
 		const other = await this.#look("patterned", volume, checker, { checks: true, lists: true });
-		const differences: string[] = [];
-		const notes = volume.isPartial
-			? ["its free blocks lie in too many pieces: only the first of them were overwritten"]
-			: [];
-		let differenceCount = 0;
-
-		let verdict: "clean" | "as-real" | "different" = "clean";
-		if (!other.checked!.isClean) {
-			const again = await this.#look("real", volume, checker, { checks: true, lists: false });
-			verdict = !again.checked!.isClean && again.checked!.output === other.checked!.output ? "as-real" : "different";
-			if (verdict === "different") {
-				differenceCount++;
-				differences.push(`${checker.program} finds errors that the real view doesn't have`);
-			} else notes.push(`${checker.program} finds the same errors in the real view: they are the guest's own`);
-		}
-
-		let files: VolumeVerdict["files"] = null;
-		if (real.list !== undefined && other.list !== undefined) {
-			const compared = await compareLists(linesOf(real.list), linesOf(other.list), DIFFERENCES_MAX);
-			files = { count: compared.files, bytes: compared.bytes };
-			differenceCount += compared.count;
-			for (const { path, kind } of compared.differences) differences.push(`${kind}: ${shown(path)}`);
-		} else if (real.list !== undefined) {
-			differenceCount++;
-			differences.push(`the real view can be mounted, and this one can't: ${other.problem}`);
-		} else notes.push(`no files were compared: ${real.problem}`);
-		const { output } = other.checked!;
+		const found = new Findings();
+		if (volume.isPartial) found.note("its free blocks lie in too many pieces: only the first of them were overwritten");
+		const verdict = await this.#judgeChecker(volume, checker, other, found);
+		const files = await compareFiles(real, other, found);
+		const output = verdict === "clean" ? "" : other.checked!.output.slice(0, OUTPUT_MAX);
 		return {
 			id,
 			type,
 			droppableBytes,
 			skipped: null,
-			checker: { program: checker.program, verdict, output: verdict === "clean" ? "" : output.slice(0, OUTPUT_MAX) },
+			checker: { program: checker.program, verdict, output },
 			files,
-			differences,
-			differenceCount,
-			notes,
+			...found.all,
 		};
+	}
+
+	/** Where the checker complains about the view with the pattern: does it about the real one, too? */
+	async #judgeChecker(
+		volume: VerifyVolume,
+		checker: Checker,
+		{ checked }: Looked,
+		found: Findings,
+	): Promise<NonNullable<VolumeVerdict["checker"]>["verdict"]> {
+		if (checked!.isClean) return "clean";
+		const { checked: real } = await this.#look("real", volume, checker, { checks: true, lists: false });
+		if (!real!.isClean && real!.output === checked!.output) {
+			found.note(`${checker.program} finds the same errors in the real view: they are the guest's own`);
+			return "as-real";
+		}
+		found.differs([`${checker.program} finds errors that the real view doesn't have`]);
+		return "different";
 	}
 
 	/**
@@ -363,6 +375,42 @@ class Verifier {
 		await work(folder);
 		return undefined;
 	}
+}
+
+/** What is found out about a volume, in words. */
+class Findings {
+	readonly #differences: string[] = [];
+	readonly #notes: string[] = [];
+	#count = 0;
+
+	/** Takes note of differences, of which only some are told one by one. */
+	differs(told: readonly string[], count = told.length): void {
+		this.#differences.push(...told);
+		this.#count += count;
+	}
+	note(line: string): void {
+		this.#notes.push(line);
+	}
+	get all(): Pick<VolumeVerdict, "differences" | "differenceCount" | "notes"> {
+		return { differences: this.#differences, differenceCount: this.#count, notes: this.#notes };
+	}
+}
+
+/** Compares both sides' files; null where the real side has no list of them. */
+async function compareFiles(real: Looked, other: Looked, found: Findings): Promise<VolumeVerdict["files"]> {
+	if (real.list === undefined) {
+		found.note(`no files were compared: ${real.problem}`);
+		return null;
+	}
+	if (other.list === undefined) {
+		found.differs([`the real view can be mounted, and this one can't: ${other.problem}`]);
+		return null;
+	}
+	const compared = await compareLists(linesOf(real.list), linesOf(other.list), DIFFERENCES_MAX);
+	const told = compared.differences.map(({ path, kind }) => `${kind}: ${shown(path)}`);
+	found.differs(told, compared.count);
+	if (compared.unreadable > 0) found.note(`${compared.unreadable} files or folders can't be read in either view`);
+	return { count: compared.files, bytes: compared.bytes };
 }
 
 /** Why a volume isn't looked at; null where it is. */
