@@ -4,24 +4,25 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/live.ts";
+import { ext4 } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
-import { ext, judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
+import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
 import { requireTool } from "../support/requirements.ts";
 
 const SIZE = "320M";
 const short = ["--rounds", "3", "--seconds", "2"];
 
 const cases: Readonly<Record<string, OracleCase>> = {
-	"ext4 as mkfs makes it": { kind: ext, mkfs: ["-t", "ext4", "-b", "4096"], mountOptions: "commit=1", load: short },
+	"ext4 as mkfs makes it": { kind: ext4, mkfs: ["-b", "4096"], mountOptions: "commit=1", load: short },
 	"ext4, cut off, fast_commit": {
-		kind: ext,
-		mkfs: ["-t", "ext4", "-b", "4096", "-O", "fast_commit"],
+		kind: ext4,
+		mkfs: ["-b", "4096", "-O", "fast_commit"],
 		mountOptions: "commit=1",
 		load: [...short, "--shutdown"],
 	},
 	"ext4, 1 KiB blocks, data=writeback": {
-		kind: ext,
-		mkfs: ["-t", "ext4", "-b", "1024"],
+		kind: ext4,
+		mkfs: ["-b", "1024"],
 		mountOptions: "commit=1,data=writeback",
 		load: short,
 		unit: 1024,
@@ -42,8 +43,8 @@ describe("recorder oracle", () => {
 	test("wrong rules lose files: one commit only, transaction numbers", async (t) => {
 		if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
 		const recorded = await recordLoad(t, SIZE, {
-			kind: ext,
-			mkfs: ["-t", "ext4", "-b", "4096"],
+			kind: ext4,
+			mkfs: ["-b", "4096"],
 			mountOptions: "commit=1,nodelalloc,data=ordered,dioread_lock",
 			load: [...short, "--skip", "--no-fallocate"],
 		});

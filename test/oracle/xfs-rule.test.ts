@@ -8,9 +8,10 @@ import type { LiveVolume } from "../../src/core/filesystems/live.ts";
 import { readXfs } from "../../src/core/filesystems/xfs/index.ts";
 import { XfsLiveVolume } from "../../src/core/filesystems/xfs/live.ts";
 import { byteOffset } from "../../src/foundations/units.ts";
+import { xfs } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
 import { memory, type RuleOptions } from "../support/oracle-rule.ts";
-import { judge, type OracleCase, recordLoad, xfs } from "../support/oracle-run.ts";
+import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
 import { type Random, seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
 
@@ -69,7 +70,7 @@ async function withQuickLogWorker(t: TestContext): Promise<void> {
 describe("recorder oracle, XFS", () => {
 	for (const [name, oracleCase] of Object.entries(cases))
 		test(name, async (t) => {
-			if (!requireTool(t, ...LOOP_TOOLS, "mkfs.xfs", "xfs_repair", "xfs_db")) return;
+			if (!requireTool(t, ...LOOP_TOOLS, ...xfs.tools)) return;
 			await withQuickLogWorker(t);
 			const recorded = await recordLoad(t, SIZE, oracleCase);
 			if (recorded === null) return;

@@ -3,8 +3,9 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/live.ts";
+import { ext3, ext4 } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
-import { ext, judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
+import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
 import { requireTool } from "../support/requirements.ts";
 
 const SIZE = "512M";
@@ -14,61 +15,61 @@ const exact = [...long, "--no-fallocate"];
 /** `lateExact`: blocks that are free only until they are written, so that "late" blocks are errors (9.2). */
 const cases: Readonly<Record<string, OracleCase & { readonly lateExact?: true }>> = {
 	ordered: {
-		kind: ext,
-		mkfs: ["-t", "ext4"],
+		kind: ext4,
+		mkfs: [],
 		mountOptions: "commit=1,dioread_lock,nodelalloc",
 		load: exact,
 		lateExact: true,
 	},
-	"ordered, delayed allocation": { kind: ext, mkfs: ["-t", "ext4"], mountOptions: "commit=1", load: long },
-	"ordered, cut off": { kind: ext, mkfs: ["-t", "ext4"], mountOptions: "commit=1", load: [...long, "--shutdown"] },
+	"ordered, delayed allocation": { kind: ext4, mkfs: [], mountOptions: "commit=1", load: long },
+	"ordered, cut off": { kind: ext4, mkfs: [], mountOptions: "commit=1", load: [...long, "--shutdown"] },
 	"second transactions": {
-		kind: ext,
-		mkfs: ["-t", "ext4"],
+		kind: ext4,
+		mkfs: [],
 		mountOptions: "commit=1,nodelalloc",
 		load: [...long, "--skip"],
 	},
 	"second transactions, cut off": {
-		kind: ext,
-		mkfs: ["-t", "ext4"],
+		kind: ext4,
+		mkfs: [],
 		mountOptions: "commit=1,nodelalloc",
 		load: [...long, "--skip", "--shutdown"],
 	},
-	writeback: { kind: ext, mkfs: ["-t", "ext4"], mountOptions: "commit=1,data=writeback", load: long },
-	"data=journal": { kind: ext, mkfs: ["-t", "ext4"], mountOptions: "commit=1,data=journal", load: long },
+	writeback: { kind: ext4, mkfs: [], mountOptions: "commit=1,data=writeback", load: long },
+	"data=journal": { kind: ext4, mkfs: [], mountOptions: "commit=1,data=journal", load: long },
 	"data=journal, cut off": {
-		kind: ext,
-		mkfs: ["-t", "ext4"],
+		kind: ext4,
+		mkfs: [],
 		mountOptions: "commit=1,data=journal",
 		load: [...long, "--shutdown"],
 	},
-	fast_commit: { kind: ext, mkfs: ["-t", "ext4", "-O", "fast_commit"], mountOptions: "commit=1", load: long },
+	fast_commit: { kind: ext4, mkfs: ["-O", "fast_commit"], mountOptions: "commit=1", load: long },
 	"fast_commit, cut off": {
-		kind: ext,
-		mkfs: ["-t", "ext4", "-O", "fast_commit"],
+		kind: ext4,
+		mkfs: ["-O", "fast_commit"],
 		mountOptions: "commit=1",
 		load: [...long, "--shutdown"],
 	},
-	bigalloc: { kind: ext, mkfs: ["-t", "ext4", "-O", "bigalloc", "-C", "16384"], mountOptions: "commit=1", load: long },
-	"1 KiB blocks": { kind: ext, mkfs: ["-t", "ext4", "-b", "1024"], mountOptions: "commit=1", load: long, unit: 1024 },
+	bigalloc: { kind: ext4, mkfs: ["-O", "bigalloc", "-C", "16384"], mountOptions: "commit=1", load: long },
+	"1 KiB blocks": { kind: ext4, mkfs: ["-b", "1024"], mountOptions: "commit=1", load: long, unit: 1024 },
 	"1 KiB blocks, no checksums": {
-		kind: ext,
-		mkfs: ["-t", "ext4", "-b", "1024", "-O", "^metadata_csum,^uninit_bg"],
+		kind: ext4,
+		mkfs: ["-b", "1024", "-O", "^metadata_csum,^uninit_bg"],
 		mountOptions: "commit=1",
 		load: long,
 		unit: 1024,
 	},
 	"meta_bg, no flex_bg": {
-		kind: ext,
-		mkfs: ["-t", "ext4", "-O", "meta_bg,^resize_inode,^flex_bg"],
+		kind: ext4,
+		mkfs: ["-O", "meta_bg,^resize_inode,^flex_bg"],
 		mountOptions: "commit=1",
 		load: long,
 	},
-	"barrier=0": { kind: ext, mkfs: ["-t", "ext4"], mountOptions: "commit=1,barrier=0", load: long },
-	ext3: { kind: ext, mkfs: ["-t", "ext3"], mountOptions: "commit=1", load: long },
+	"barrier=0": { kind: ext4, mkfs: [], mountOptions: "commit=1,barrier=0", load: long },
+	ext3: { kind: ext3, mkfs: [], mountOptions: "commit=1", load: long },
 	"ext3, 1 KiB blocks": {
-		kind: ext,
-		mkfs: ["-t", "ext3", "-b", "1024"],
+		kind: ext3,
+		mkfs: ["-b", "1024"],
 		mountOptions: "commit=1",
 		load: long,
 		unit: 1024,
@@ -98,8 +99,8 @@ describe("recorder oracle, long", () => {
 	test("a journal whose commits prove nothing by their order is refused", async (t) => {
 		if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
 		const recorded = await recordLoad(t, SIZE, {
-			kind: ext,
-			mkfs: ["-t", "ext4", "-b", "4096"],
+			kind: ext4,
+			mkfs: ["-b", "4096"],
 			mountOptions: "commit=1,journal_async_commit,data=writeback",
 			load: ["--rounds", "2", "--seconds", "3"],
 		});

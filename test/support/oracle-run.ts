@@ -7,6 +7,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { BLOCK_SIZE } from "../../src/foundations/units.ts";
+import { type FileSystemKind, xfs, xfsSuperblock } from "./file-system-kinds.ts";
 import { temporaryFolder } from "./folders.ts";
 import { hashesIn, LoopDevice, Mounted } from "./loop.ts";
 import { createDisk, SweepServer } from "./loop-server.ts";
@@ -17,34 +18,10 @@ import { testSeed } from "./randomness.ts";
 
 export const loadProgram = join(checkout, "test/oracle/load.py");
 
-/** What differs between file systems. */
-export interface OracleKind {
-	readonly mkfs: readonly string[];
-	/** Must find nothing wrong with an image. */
-	readonly check: readonly string[];
-	/** How an image is mounted to look at it. */
-	readonly mountToRead: string;
-	/** 4 KiB blocks that must never be dropped. */
-	readonly metadata: (image: string) => Promise<Set<number>>;
-}
-
-export const ext: OracleKind = {
-	mkfs: ["mke2fs", "-q", "-F"],
-	check: ["e2fsck", "-fn"],
-	mountToRead: "loop,ro",
-	metadata: extMetadata,
-};
-
-export const xfs: OracleKind = {
-	mkfs: ["mkfs.xfs", "-q", "-f"],
-	check: ["xfs_repair", "-n"],
-	mountToRead: "loop,ro,nouuid",
-	metadata: xfsMetadata,
-};
-
 /** A kind of file system and load. */
 export interface OracleCase {
-	readonly kind: OracleKind;
+	readonly kind: FileSystemKind;
+	/** More options of mkfs. */
 	readonly mkfs: readonly string[];
 	readonly mountOptions: string;
 	/** More options of load.py's `work`. */
@@ -54,7 +31,7 @@ export interface OracleCase {
 }
 
 export interface RecordedRun {
-	readonly kind: OracleKind;
+	readonly kind: FileSystemKind;
 	readonly recording: Recording;
 	/** Log position behind mkfs. */
 	readonly from: number;
@@ -100,7 +77,7 @@ export async function recordLoad(
 	const recording = readRecording(join(disk, "first.log"), unit);
 	const image = folder.file("image");
 	await writeFile(image, playWrites(recording));
-	const metadata = await kind.metadata(image);
+	const metadata = await (kind === xfs ? xfsMetadata : extMetadata)(image);
 	const run_ = { kind, recording, from, expected, metadata };
 	assert.equal(
 		(await compareFiles(playWrites(recording), run_)).damaged,
@@ -171,8 +148,8 @@ async function extMetadata(image: string): Promise<Set<number>> {
 /** 4 KiB blocks that hold the headers of allocation groups, or the log, by xfs_db. */
 async function xfsMetadata(image: string): Promise<Set<number>> {
 	const fields = ["blocksize", "sectsize", "agblocks", "agcount", "logstart", "logblocks", "agblklog"];
-	const dump = await runOk("xfs_db", ["-r", "-c", "sb 0", "-c", `print ${fields.join(" ")}`, image]);
-	const value = (field: string): number => Number(new RegExp(`^${field} = (\\d+)`, "m").exec(dump)![1]);
+	const superblock = await xfsSuperblock(image, fields);
+	const value = (field: string): number => superblock[field]!;
 	const blocks = new Set<number>();
 	const add = (start: number, length: number): void => {
 		for (let at = Math.floor(start / BLOCK_SIZE); at * BLOCK_SIZE < start + length; at++) blocks.add(at);

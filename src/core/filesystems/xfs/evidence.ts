@@ -54,7 +54,7 @@ export class Evidence {
 		const oldest = this.#views[0];
 		if (oldest === undefined) return null;
 		const records = Math.max(0, oldest.records + this.#wanted.records - this.records);
-		return { records, commits: this.#wanted.commits - this.#commitsBehind(oldest.records) };
+		return { records, commits: this.#wanted.commits - (this.#commitsBehind(oldest.records) ?? 0) };
 	}
 
 	/** The log has one more record, which holds this many commits. */
@@ -67,16 +67,21 @@ export class Evidence {
 		const newest = this.#views.at(-1);
 		if (newest?.records === this.records) newest.position = position;
 		else this.#views.push({ position, records: this.records });
-		while (this.#views.length > 0 && this.#commitsBehind(this.#views[0]!.records) >= this.#wanted.commits)
+		while (this.#views.length > 0 && this.#hasSettled(this.#views[0]!.records))
 			this.#settled = this.#views.shift()!.position;
 		while (this.#views.length > 1 && this.records - this.#views[0]!.records > RECORDS_REMEMBERED) this.#views.shift();
 		this.#forgetRecords(this.#views[0]?.records ?? this.records);
 	}
 
-	/** Commits in the records that come when those under way at `records` have come. */
-	#commitsBehind(records: number): number {
+	#hasSettled(records: number): boolean {
+		const commits = this.#commitsBehind(records);
+		return commits !== null && commits >= this.#wanted.commits;
+	}
+
+	/** Commits in the records behind those that were under way at `records`; null while these haven't all come. */
+	#commitsBehind(records: number): number | null {
 		const through = records + this.#wanted.records;
-		return through > this.records ? 0 : this.commits - this.#commitsThrough[through - this.#firstRecord]!;
+		return through > this.records ? null : this.commits - this.#commitsThrough[through - this.#firstRecord]!;
 	}
 
 	#forgetRecords(before: number): void {
