@@ -8,6 +8,8 @@ export interface FileSystemKind {
 	readonly tools: readonly string[];
 	/** Makes it on the device that is named last. */
 	readonly mkfs: readonly string[];
+	/** Where the kernel doesn't find it out itself. */
+	readonly mountType?: string;
 	/** How tests mount it to work on it: with commits as often as it can. */
 	readonly mountOptions: string;
 	/** How an image is mounted to look at it. */
@@ -48,6 +50,51 @@ export const xfs: FileSystemKind = {
 	async usedBytes(image) {
 		const { dblocks, fdblocks, blocksize } = await xfsSuperblock(image, ["dblocks", "fdblocks", "blocksize"]);
 		return (dblocks! - fdblocks!) * blocksize!;
+	},
+};
+
+export const btrfs: FileSystemKind = {
+	name: "btrfs",
+	tools: ["mkfs.btrfs", "btrfs"],
+	mkfs: ["mkfs.btrfs", "-q", "-f"],
+	mountOptions: "commit=1",
+	mountToRead: "loop,ro",
+	mountToReplay: "loop",
+	check: ["btrfs", "check", "--readonly"],
+	async usedBytes(image) {
+		const dump = await runOk("btrfs", ["inspect-internal", "dump-super", image]);
+		return Number(/^bytes_used\s+(\d+)/m.exec(dump)![1]);
+	},
+};
+
+export const vfat: FileSystemKind = {
+	name: "vfat",
+	tools: ["mkfs.vfat", "fsck.vfat"],
+	mkfs: ["mkfs.vfat", "-F", "32"],
+	mountOptions: "defaults",
+	mountToRead: "loop,ro",
+	mountToReplay: "loop",
+	check: ["fsck.vfat", "-n"],
+	async usedBytes(image) {
+		const said = await runOk("fsck.vfat", ["-n", "-v", image]);
+		const bytes = Number(/(\d+) bytes per cluster/.exec(said)![1]);
+		return Number(/(\d+)\/\d+ clusters/.exec(said)![1]) * bytes;
+	},
+};
+
+export const ntfs: FileSystemKind = {
+	name: "ntfs",
+	tools: ["mkfs.ntfs", "ntfs-3g", "ntfsinfo", "ntfsfix"],
+	mkfs: ["mkfs.ntfs", "-q", "-Q", "-F"],
+	mountType: "ntfs-3g",
+	mountOptions: "defaults",
+	mountToRead: "loop,ro",
+	mountToReplay: "loop",
+	check: ["ntfsfix", "-n"],
+	async usedBytes(image) {
+		const dump = await runOk("ntfsinfo", ["-m", image]);
+		const field = (name: string): number => Number(new RegExp(`${name}:\\s+(\\d+)`).exec(dump)![1]);
+		return (field("Volume Size in Clusters") - field("Free Clusters")) * field("Cluster Size");
 	},
 };
 
