@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { xfs } from "../support/file-system-kinds.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { Guest } from "../support/guest.ts";
 import { GUEST_TOOLS, guestCrashes, guestWorks } from "../support/loop-guests.ts";
@@ -10,12 +11,22 @@ import { requireTool } from "../support/requirements.ts";
 
 test("a guest works under cleaning: its files are right in it and in the committed image", async (t) => {
 	if (!requireTool(t, ...GUEST_TOOLS)) return;
-	await guestWorks(t, 3, 15);
+	await guestWorks(t, { rounds: 2, secondsPerRound: 12, load: ["--skip", "--fill"] });
 });
 
 test("power cuts of a guest, with and without a crash of the server: what was synced is there", async (t) => {
 	if (!requireTool(t, ...GUEST_TOOLS)) return;
 	await guestCrashes(t, 2);
+});
+
+test("XFS: a guest works under cleaning with a small first image", async (t) => {
+	if (!requireTool(t, ...GUEST_TOOLS, ...xfs.tools)) return;
+	await guestWorks(t, { kind: xfs, rounds: 2, secondsPerRound: 10, load: ["--fill"], serve: ["--log-limit", "128M"] });
+});
+
+test("XFS: power cuts of a guest, with and without a crash of the server", async (t) => {
+	if (!requireTool(t, ...GUEST_TOOLS, ...xfs.tools)) return;
+	await guestCrashes(t, 2, xfs);
 });
 
 describe("front ends", () => {

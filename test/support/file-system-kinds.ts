@@ -8,6 +8,10 @@ export interface FileSystemKind {
 	readonly tools: readonly string[];
 	/** Makes it on the device that is named last. */
 	readonly mkfs: readonly string[];
+	/** The host's kernel may lack it; then only a guest can look inside. */
+	readonly onlyInGuests?: true;
+	/** The file system promises nothing after a power cut, not even that what was synced is found. */
+	readonly fragile?: true;
 	/** Where the kernel doesn't find it out itself. */
 	readonly mountType?: string;
 	/** How tests mount it to work on it: with commits as often as it can. */
@@ -69,6 +73,8 @@ export const btrfs: FileSystemKind = {
 
 export const vfat: FileSystemKind = {
 	name: "vfat",
+	onlyInGuests: true,
+	fragile: true,
 	tools: ["mkfs.vfat", "fsck.vfat"],
 	mkfs: ["mkfs.vfat", "-F", "32"],
 	mountOptions: "defaults",
@@ -84,6 +90,7 @@ export const vfat: FileSystemKind = {
 
 export const ntfs: FileSystemKind = {
 	name: "ntfs",
+	fragile: true,
 	tools: ["mkfs.ntfs", "ntfs-3g", "ntfsinfo", "ntfsfix"],
 	mkfs: ["mkfs.ntfs", "-q", "-Q", "-F"],
 	mountType: "ntfs-3g",

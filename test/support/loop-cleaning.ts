@@ -31,22 +31,29 @@ export async function checkCommitted(
 	disk: string,
 	expected: readonly string[],
 	kind: FileSystemKind = ext4,
+	hashes: typeof hashesOfImage = hashesOfImage,
 ): Promise<void> {
 	await runOk(vmsweep, ["commit", disk], { timeoutSeconds: 600 });
 	const image = join(disk, "second.raw");
 	await checkImage(kind, image);
-	await using folder = await temporaryFolder();
-	await using mounted = await Mounted.mount(image, folder.file("m"), kind.mountToRead);
-	const found = new Set(await hashesIn(mounted.path));
+	const found = new Set(await hashes(kind, image));
 	assert.deepEqual(
 		expected.filter((line) => !found.has(line)),
 		[],
 		"files of the committed image are not what was written",
 	);
-	await mounted.unmount();
 	const [used, host] = [await kind.usedBytes(image), await imageBytes(disk)];
 	t.diagnostic(`committed: ${expected.length} files right; used ${mib(used)}, on the host ${mib(host)}`);
 	assert.ok(host <= used * 1.02 + 64 * MIB, `${mib(host)} on the host for ${mib(used)} in use`);
+}
+
+/** `sha256sum` lines of all files of an image, which is mounted read-only. */
+async function hashesOfImage(kind: FileSystemKind, image: string): Promise<string[]> {
+	await using folder = await temporaryFolder();
+	await using mounted = await Mounted.mount(image, folder.file("m"), kind.mountToRead, kind.mountType);
+	const found = await hashesIn(mounted.path);
+	await mounted.unmount();
+	return found;
 }
 
 /** Runs the file system's own checker, which must find nothing. */
@@ -61,6 +68,32 @@ async function makeFileSystem(
 	more: readonly string[] = [],
 ): Promise<void> {
 	await runOk(program!, [...options, ...more, device]);
+}
+
+/** Waits until both images of a disk, whose file system is unmounted, take no more than 2 % plus 64 MiB above what that uses. */
+export async function expectSpaceBack(
+	t: TestContext,
+	server: SweepServer,
+	disk: string,
+	kind: FileSystemKind,
+): Promise<void> {
+	await using folder = await temporaryFolder();
+	const image = folder.file("copy");
+	await runOk("nbdcopy", [server.uri, image], { timeoutSeconds: 600 });
+	const used = await kind.usedBytes(image);
+	const most = used * 1.02 + 64 * MIB;
+	await waitUntil(
+		async () => (await imageBytes(disk)) <= most,
+		() => `space to come back: at most ${mib(most)} for both images`,
+		{ timeoutSeconds: 60, everyMs: 500 },
+	).catch(async (error: unknown) => {
+		throw new Error(`${String(error)}; ${JSON.stringify(await server.status())}`);
+	});
+	const { cleaner, guest } = await server.status();
+	t.diagnostic(
+		`used ${mib(used)}, on the host ${mib(await imageBytes(disk))}; written ${mib(guest.writtenBytes)}, ` +
+			`dropped ${mib(cleaner.droppedBytes)}, moved ${mib(cleaner.movedBytes)}, ${cleaner.rounds} rounds`,
+	);
 }
 
 export interface WorkOptions {
@@ -107,25 +140,8 @@ export async function workUnderCleaning(t: TestContext, options: WorkOptions): P
 			expected = finished.stdout.split("\n").filter((line) => line !== "");
 			await runOk("blockdev", ["--flushbufs", device.path]);
 		}
-		const image = folder.file("copy");
-		await runOk("nbdcopy", [server.uri, image]);
-		const used = await kind.usedBytes(image);
-		const most = used * 1.02 + 64 * MIB;
-		await waitUntil(
-			async () => (await imageBytes(disk)) <= most,
-			() => `space to come back: at most ${mib(most)} for both images`,
-			{
-				timeoutSeconds: 60,
-				everyMs: 500,
-			},
-		).catch(async (error: unknown) => {
-			throw new Error(`${String(error)}; ${JSON.stringify(await server.status())}`);
-		});
-		const { cleaner, guest } = await server.status();
-		t.diagnostic(
-			`used ${mib(used)}, on the host ${mib(await imageBytes(disk))}; written ${mib(guest.writtenBytes)}, ` +
-				`dropped ${mib(cleaner.droppedBytes)}, moved ${mib(cleaner.movedBytes)}, ${cleaner.rounds} rounds`,
-		);
+		await expectSpaceBack(t, server, disk, kind);
+		const { cleaner } = await server.status();
 		assert.ok(cleaner.droppedBytes > 0 && cleaner.movedBytes > 0, "nothing was cleaned: the test is blind");
 		assert.equal((await server.stop()).exitCode, 0);
 		assert.doesNotMatch(server.process.stderr + server.process.stdout, /"level":[56]0/, "the server complained");
