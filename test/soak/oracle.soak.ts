@@ -1,11 +1,12 @@
-// The recorder oracle for a long time, and for every way in which ext3 and ext4 write (live-safety 2.5, 9.1, 9.2).
+// The recorder oracle for a long time, and for every way in which ext3, ext4 and XFS write (live-safety 2.5, 3, 9.1, 9.2).
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/live.ts";
-import { ext3, ext4 } from "../support/file-system-kinds.ts";
+import { ext3, ext4, xfs } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
 import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
+import { judgeWith, judgeXfs, withQuickLogWorker } from "../support/oracle-xfs.ts";
 import { requireTool } from "../support/requirements.ts";
 
 const SIZE = "512M";
@@ -108,4 +109,40 @@ describe("recorder oracle, long", () => {
 		const rule = await judge(t, "the rule", recorded, { open: (view) => Ext4LiveVolume.open(view) });
 		assert.equal(rule.damaged, 0);
 	});
+});
+
+const xfsCases: Readonly<Record<string, Omit<OracleCase, "kind" | "unit">>> = {
+	"as mkfs makes it": { mkfs: [], mountOptions: "defaults", load: long },
+	"cut off": { mkfs: [], mountOptions: "defaults", load: [...long, "--shutdown"] },
+	"long log buffers": { mkfs: ["-l", "size=128m"], mountOptions: "logbsize=256k,logbufs=8", load: long },
+	"short log buffers, cut off": {
+		mkfs: [],
+		mountOptions: "logbsize=16k,logbufs=2",
+		load: [...long, "--shutdown"],
+	},
+	"aligned log": { mkfs: ["-l", "su=64k"], mountOptions: "defaults", load: long },
+	"reverse map, many groups": { mkfs: ["-m", "rmapbt=1", "-d", "agcount=5"], mountOptions: "defaults", load: long },
+	"nothing new": {
+		mkfs: ["-m", "reflink=0,finobt=0,rmapbt=0", "-i", "sparse=0"],
+		mountOptions: "defaults",
+		load: [...long, "--shutdown"],
+	},
+	"1 KiB blocks": { mkfs: ["-b", "size=1024"], mountOptions: "defaults", load: long },
+	"full and emptied": { mkfs: [], mountOptions: "defaults", load: [...long, "--fill"] },
+};
+
+describe("recorder oracle, XFS, long", () => {
+	for (const [name, oracleCase] of Object.entries(xfsCases))
+		test(name, async (t) => {
+			if (!requireTool(t, ...LOOP_TOOLS, ...xfs.tools)) return;
+			await withQuickLogWorker(t);
+			const recorded = await recordLoad(t, SIZE, { ...oracleCase, kind: xfs, unit: 512 });
+			if (recorded === null) return;
+			const { rule, now } = await judgeXfs(t, recorded);
+			assert.equal(rule.damaged, 0);
+			assert.ok(rule.judged >= 5 && rule.droppedBlocks > 500, "hardly anything was dropped: the test is blind");
+			assert.ok(now.damaged > 0, "dropping all that is free now must lose files here");
+			await judgeWith(t, "one commit (may lose files)", recorded, { records: 0, commits: 1 });
+			await judgeWith(t, "eight records, no commit (may lose files)", recorded, { records: 8, commits: 0 });
+		});
 });
