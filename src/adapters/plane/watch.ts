@@ -100,6 +100,11 @@ export class WatchSet {
 			this.#regions.fill(1, Math.floor(start / REGION_BYTES), Math.ceil((start + length) / REGION_BYTES));
 	}
 
+	/** Something that may change what lies where was written since the last collection. */
+	get identityTouched(): boolean {
+		return this.#identityTouched;
+	}
+
 	/** True where a write may touch a watched range: the one question on the hot path. */
 	mayTouch(at: number, length: number): boolean {
 		const last = Math.floor((at + length - 1) / REGION_BYTES);

@@ -17,7 +17,7 @@ import { type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/clean
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
-import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
+import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition, logPosition } from "../../foundations/units.ts";
 import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
 import { makeDurable } from "./make-durable.ts";
@@ -259,7 +259,9 @@ export class Cleaner {
 		if (state.metadataBytesRead > 0) counters.groupsLastPass = state.groupsRead;
 		const free = this.#candidates(volume, state.changed);
 		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
-		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, state.settled);
+		// After a clean unmount all that the view shows is settled, but nothing that was written since (E3).
+		const settled = logPosition(Math.min(state.settled, state.position));
+		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, settled);
 		this.#young.set(volume, waiting);
 		counters.droppedBytes += droppedBytes;
 	}

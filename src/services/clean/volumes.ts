@@ -110,7 +110,7 @@ export class Volumes {
 			const point = collected.views[index];
 			const lastWrite = collected.lastWrite[index] ?? -1;
 			const verdict =
-				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, lastWrite);
+				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, index, lastWrite);
 			if (verdict !== undefined) verdicts.push(verdict);
 		}
 		return verdicts;
@@ -125,12 +125,13 @@ export class Volumes {
 	}
 
 	/** Without new commits: once the volume has come to rest, was it unmounted cleanly? Asked once per rest. */
-	async #judgeQuiet(volume: ServedVolume, lastWrite: number): Promise<Verdict | undefined> {
+	async #judgeQuiet(volume: ServedVolume, index: number, lastWrite: number): Promise<Verdict | undefined> {
 		const rested = lastWrite === volume.lastWrite;
 		volume.lastWrite = lastWrite;
 		if (!rested || volume.lookedAt === lastWrite) return undefined;
+		const view = await this.#plane.ask("takeViewAtRest", { volume: index, lastWrite });
+		if (view === undefined) return undefined;
 		volume.lookedAt = lastWrite;
-		const view = await this.#plane.ask("takeView");
 		const live = volume.live!;
 		await live.observe(takeWritesUpTo(volume, view.position));
 		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
