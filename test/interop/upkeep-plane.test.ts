@@ -8,6 +8,7 @@ import type { PlaneCall, PlanePort } from "../../src/adapters/plane/messages.ts"
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
 import type { BlockRun } from "../../src/core/cleaner/runs.ts";
 import type { LiveState } from "../../src/core/filesystems/live.ts";
+import { linearArea } from "../../src/core/volumes/areas.ts";
 import { byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import { Cleaner, type CleanerWorld } from "../../src/services/clean/cleaner.ts";
 import { Dropper } from "../../src/services/clean/dropper.ts";
@@ -332,7 +333,8 @@ for (const first of ["round", "proven"] as const)
 					if (at >= from) yield { start: byteOffset(at), length: byteCount(BLOCK) };
 			},
 		};
-		const volume = { id: "disk", start: 0, length: server.size, type: "toy", live } as unknown as ServedVolume;
+		const areas = [linearArea(byteOffset(0), byteCount(server.size))];
+		const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
 		const verdicts = [
 			{ settled: 0, changed: [{ start: 0, length: 64 * BLOCK }] },
 			{ settled: Number.POSITIVE_INFINITY, changed: [] },
@@ -383,7 +385,8 @@ test("a volume was unmounted cleanly, and is mounted again at once: what is writ
 			yield { start: byteOffset(0), length: byteCount(8 * BLOCK) };
 		},
 	};
-	const volume = { id: "disk", start: 0, length: server.size, type: "toy", live } as unknown as ServedVolume;
+	const areas = [linearArea(byteOffset(0), byteCount(server.size))];
+	const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
 	const volumes = {
 		list: [volume],
 		isStillTheSame: () => Promise.resolve(true),

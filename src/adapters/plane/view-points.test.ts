@@ -15,9 +15,14 @@ const MiB = 2 ** 20;
 const K = 4096;
 const PATTERN = Uint8Array.of(1, 2, 3, 4);
 const journal: WatchPlan = {
-	volumes: [{ start: byteOffset(0), length: byteCount(4 * MiB) }],
+	volumes: [{ runs: [{ start: byteOffset(0), length: byteCount(4 * MiB) }] }],
 	ranges: [
-		{ volume: 0, start: byteOffset(0), length: byteCount(64 * K), mark: { pattern: PATTERN, every: byteCount(K) } },
+		{
+			volume: 0,
+			start: byteOffset(0),
+			length: byteCount(64 * K),
+			mark: { pattern: PATTERN, every: byteCount(K), origin: 0 },
+		},
 		{ volume: 0, start: byteOffset(MiB), length: byteCount(K) },
 	],
 	identity: [],
