@@ -109,9 +109,14 @@ test("a guest with LVM, cleaned while it runs", async (t) => {
 				"/mnt/root",
 				"/mnt/wide",
 			);
-			const status = await server.status();
-			for (const id of ["p1/vg0/root", "p2/vg1/wide"]) assert.equal(volumeOf(status, id).phase, "continuous");
-			assert.match(volumeOf(status, "p2").reason!, /several physical volumes/);
+			const followed = ["p1/vg0/root", "p2/vg1/wide"];
+			await bench.reaches(
+				(status) => followed.every((id) => volumeOf(status, id).phase === "continuous"),
+				"both to be judged",
+				"/mnt/root",
+				"/mnt/wide",
+			);
+			assert.match(volumeOf(await server.status(), "p2").reason!, /several physical volumes/);
 			await guest.run(DROP_CACHES);
 			assert.equal(await guest.run(HASHES), hashes);
 			await guest.run(UNMOUNT);
