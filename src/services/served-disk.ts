@@ -14,7 +14,7 @@ import type { PlaneStatus } from "../adapters/plane/messages.ts";
 import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
-import { Cleaner, type CleanerCounters, type VolumeStatus } from "./clean/cleaner.ts";
+import { Cleaner, type CleanerCounters, type LvmFree, type VolumeStatus } from "./clean/cleaner.ts";
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
 import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
@@ -38,6 +38,8 @@ export interface ServedDiskOptions {
 	readonly acceptChangedImage?: boolean;
 	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
 	readonly quarantineMs?: number;
+	/** See `CleanerDisk`. */
+	readonly lvmFree?: LvmFree;
 	/** One line about something an operator should know. */
 	readonly onEvent?: (line: string) => void;
 	/** The disk can't be served any more; clients will see errors. */
@@ -122,6 +124,7 @@ export class ServedDisk implements AsyncDisposable {
 		opened: LogPosition,
 		onEvent: (line: string) => void,
 		quarantineMs: number,
+		lvmFree: LvmFree,
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
@@ -138,6 +141,7 @@ export class ServedDisk implements AsyncDisposable {
 				second,
 				readView,
 				quarantineMs,
+				lvmFree,
 				newestSnapshot: () => snapshots.newest,
 				onLost: async (name, blocks) => {
 					await snapshots.lose(name, blocks, plane);
@@ -163,7 +167,8 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** Opens a disk for its one server. Throws what opening its directory or recovering its log throws. */
 	static async open(path: string, options: ServedDiskOptions = {}): Promise<ServedDisk> {
-		const { acceptChangedImage = false, quarantineMs = 0, onEvent = () => {}, onBroken = () => {} } = options;
+		const { acceptChangedImage = false, quarantineMs = 0, lvmFree = "keep" } = options;
+		const { onEvent = () => {}, onBroken = () => {} } = options;
 		const directory = await openDiskDirectory(path, { acceptChangedImage });
 		let disk: ServedDisk | undefined;
 		let plane: DataPlane | undefined;
@@ -196,7 +201,7 @@ export class ServedDisk implements AsyncDisposable {
 			// As long as nobody cleans, waiting for room would be waiting for ever.
 			await started.ask("refuseWhenFull", true);
 			const { position } = await started.ask("status");
-			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs);
+			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs, lvmFree);
 			await disk.#upkeep.resumeResize();
 			disk.#resume();
 			return disk;

@@ -8,6 +8,7 @@ import type { PlaneCall, PlanePort } from "../../src/adapters/plane/messages.ts"
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
 import type { BlockRun } from "../../src/core/cleaner/runs.ts";
 import type { LiveState } from "../../src/core/filesystems/live.ts";
+import { linearArea } from "../../src/core/volumes/areas.ts";
 import { byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import { Cleaner, type CleanerWorld } from "../../src/services/clean/cleaner.ts";
 import { Dropper } from "../../src/services/clean/dropper.ts";
@@ -332,7 +333,8 @@ for (const first of ["round", "proven"] as const)
 					if (at >= from) yield { start: byteOffset(at), length: byteCount(BLOCK) };
 			},
 		};
-		const volume = { id: "disk", start: 0, length: server.size, type: "toy", live } as unknown as ServedVolume;
+		const areas = [linearArea(byteOffset(0), byteCount(server.size))];
+		const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
 		const verdicts = [
 			{ settled: 0, changed: [{ start: 0, length: 64 * BLOCK }] },
 			{ settled: Number.POSITIVE_INFINITY, changed: [] },
@@ -371,6 +373,49 @@ for (const first of ["round", "proven"] as const)
 			assert.ok((await client.read(0, kept.length)).equals(kept));
 		});
 	});
+
+test("a volume was unmounted cleanly, and is mounted again at once: what is written after the look at it is kept", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const { plane } = server;
+	await visit(server, (client) => client.write(0, random(11, 8 * BLOCK)));
+	const live = {
+		commits: 1,
+		*freeRuns() {
+			yield { start: byteOffset(0), length: byteCount(8 * BLOCK) };
+		},
+	};
+	const areas = [linearArea(byteOffset(0), byteCount(server.size))];
+	const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
+	const volumes = {
+		list: [volume],
+		isStillTheSame: () => Promise.resolve(true),
+		judge: async () => {
+			const view = await plane.ask("takeView");
+			await visit(server, (client) => client.write(2 * BLOCK, random(12, BLOCK)));
+			const changed = [{ start: 0, length: 8 * BLOCK }];
+			const clean = { settled: Number.POSITIVE_INFINITY, changed, metadataBytesRead: 0, watchChanged: false };
+			return [{ volume, view, state: { kind: "ready", position: view.position, ...clean } as unknown as LiveState }];
+		},
+	};
+	const { cleaner } = operators(server, {
+		world: {
+			identify: async () => {
+				await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
+				return volumes;
+			},
+			allocated: ({ held }) => held,
+			now: () => performance.now(),
+		},
+	});
+	await cleaner.round();
+	assert.equal(cleaner.counters.droppedBytes, 7 * BLOCK);
+	await visit(server, async (client) => {
+		const kept = Buffer.alloc(8 * BLOCK);
+		random(12, BLOCK).copy(kept, 2 * BLOCK);
+		assert.ok((await client.read(0, kept.length)).equals(kept));
+	});
+});
 
 test("segments behind those that the quarantine holds are moved all the same", async () => {
 	await using folder = await temporaryFolder();
