@@ -6,7 +6,7 @@
 // spoils the next one. Overlapping partitions are kept whole, all of them.
 
 import type { Area } from "../core/volumes/areas.ts";
-import { linearArea } from "../core/volumes/areas.ts";
+import { cutOut } from "../core/volumes/pieces.ts";
 import { isVmsweepError } from "../foundations/errors.ts";
 import type { ByteRange, GuestMap, VolumeMap } from "../foundations/guest-map.ts";
 import type { ByteSource } from "../foundations/source.ts";
@@ -190,45 +190,11 @@ function keptWhole(identified: IdentifiedVolume, type: string, kept: string): Fo
 function piecesOf(found: readonly Found[]): Piece[] {
 	const inner = found.flatMap(({ children }) => children).flatMap(ownPieces);
 	inner.sort(byPlace);
-	const outer = found.filter(({ areas }) => areas.length > 0).flatMap((each) => cutOut(ownPieces(each), inner));
+	const holes = inner.map(({ area }) => area);
+	const outer = found.flatMap(({ content, areas }) => cutOut(areas, holes).map((area) => ({ content, area })));
 	return [...inner, ...outer].sort(byPlace);
 }
 
 const byPlace = (a: Piece, b: Piece): number => a.area.diskStart - b.area.diskStart;
 
 const ownPieces = ({ content, areas }: Found): Piece[] => areas.map((area) => ({ content, area }));
-
-/** What the (linear) pieces leave of themselves between `holes`, which are sorted. */
-function cutOut(pieces: readonly Piece[], holes: readonly Piece[]): Piece[] {
-	const parts: Piece[] = [];
-	for (const { content, area } of pieces) {
-		const end = area.diskStart + area.length;
-		let cursor = area.diskStart as number;
-		const takeTo = (stop: number): void => {
-			if (stop <= cursor) return;
-			const volumeStart = area.volumeStart + cursor - area.diskStart;
-			parts.push({ content, area: linearArea(byteOffset(cursor), byteCount(stop - cursor), volumeStart) });
-		};
-		for (let index = firstBehind(holes, cursor); index < holes.length; index++) {
-			const { area: hole } = holes[index]!;
-			if (hole.diskStart >= end) break;
-			takeTo(hole.diskStart);
-			cursor = hole.diskStart + hole.length;
-		}
-		takeTo(end);
-	}
-	return parts;
-}
-
-/** Index of the first of sorted, disjoint pieces that ends behind `at`. */
-function firstBehind(pieces: readonly Piece[], at: number): number {
-	let low = 0;
-	let high = pieces.length;
-	while (low < high) {
-		const middle = (low + high) >>> 1;
-		const { diskStart, length } = pieces[middle]!.area;
-		if (diskStart + length <= at) low = middle + 1;
-		else high = middle;
-	}
-	return low;
-}

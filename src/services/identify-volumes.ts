@@ -40,6 +40,8 @@ export interface IdentifiedVolume extends Partition {
 	readonly children: readonly IdentifiedVolume[];
 	/** Of a physical volume: what no logical volume has, in order; counted from its start. */
 	readonly unallocated: readonly ByteRange[];
+	/** Of a physical volume: LVM's metadata in its own words, which change with every change of it; null for none. */
+	readonly metadata: string | null;
 }
 
 /** How a disk is divided, and what its volumes seem to be. */
@@ -139,6 +141,7 @@ const placed = (partition: Partition): Unclassified => ({
 	areas: partition.size > 0 ? [linearArea(partition.offset, partition.size)] : [],
 	children: [],
 	unallocated: [],
+	metadata: null,
 });
 
 const keptAt = (partition: Partition, kept: string): IdentifiedVolume => ({
@@ -208,12 +211,12 @@ async function lookIntoLvm(
 		})),
 	);
 	const found = new Map<string, IdentifiedVolume>();
-	for (const [index, { uuid, group, kept, free, logicalVolumes }] of physical.entries()) {
+	for (const [index, { uuid, group, kept, free, text, logicalVolumes }] of physical.entries()) {
 		const volume = candidates[index]!;
 		const children: IdentifiedVolume[] = [];
 		for (const logical of logicalVolumes) children.push(await identifyLogical(disk, volume, logical));
 		const label = group ?? volume.label;
-		found.set(volume.id, { ...volume, uuid, label, kept, children, unallocated: free });
+		found.set(volume.id, { ...volume, uuid, label, kept, children, unallocated: free, metadata: text });
 	}
 	return {
 		volumes: volumes.map((volume) => found.get(volume.id) ?? volume),
@@ -239,6 +242,7 @@ async function identifyLogical(
 		areas,
 		children: [],
 		unallocated: [],
+		metadata: null,
 	};
 	if (kept !== null) return { ...volume, type: type ?? "unknown", kept };
 	const identified = await classify(disk, volume);

@@ -22,6 +22,7 @@ import { loadTls, type ServerTls, type TlsFiles } from "../adapters/nbd/tls.ts";
 import { diskTransmissionFlags, type ExportDescription } from "../core/nbd/handshake.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount } from "../foundations/units.ts";
+import type { LvmFree } from "./clean/cleaner.ts";
 import type { ClientLimits } from "./client-setup.ts";
 import { type ControlledDisk, type ControlServer, listenControl, SOCKET_PATH_BYTES_MAX } from "./control.ts";
 import { type DiskCommandName, diskCommands, runCommand } from "./disk-commands.ts";
@@ -48,6 +49,8 @@ export interface ServeOptions {
 	readonly acceptChangedImage?: boolean;
 	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
 	readonly quarantineMs?: number;
+	/** What becomes of the extents that no logical volume of LVM has; default: keep. */
+	readonly lvmFree?: LvmFree;
 	/** One line about a disk that an operator should know; `name` is the disk's, or null for all of them. */
 	readonly onEvent?: (line: string, name: string | null) => void;
 }
@@ -140,12 +143,14 @@ export class Server implements AsyncDisposable {
 	}
 
 	async #openDisk(path: string): Promise<void> {
-		const { limitBytes, acceptChangedImage = false, quarantineMs = 0, onEvent = () => {} } = this.#options;
+		const { limitBytes, acceptChangedImage = false, quarantineMs = 0, lvmFree = "keep" } = this.#options;
+		const { onEvent = () => {} } = this.#options;
 		const name = basename(resolve(path));
 		const disk = await ServedDisk.open(path, {
 			...(limitBytes === undefined ? {} : { limitBytes }),
 			acceptChangedImage,
 			quarantineMs,
+			lvmFree,
 			onEvent: (line) => onEvent(line, name),
 			onVolume: (line) => onEvent(line, name),
 			onBroken: (error) => this.#broken.resolve(error),

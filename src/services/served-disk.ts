@@ -14,7 +14,7 @@ import type { PlaneStatus } from "../adapters/plane/messages.ts";
 import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
-import { Cleaner, type CleanerCounters } from "./clean/cleaner.ts";
+import { Cleaner, type CleanerCounters, type LvmFree } from "./clean/cleaner.ts";
 import type { VolumeStatus } from "./clean/volume-status.ts";
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
@@ -41,6 +41,8 @@ export interface ServedDiskOptions {
 	readonly acceptChangedImage?: boolean;
 	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
 	readonly quarantineMs?: number;
+	/** See `CleanerDisk`. */
+	readonly lvmFree?: LvmFree;
 	/** One line about something an operator should know. */
 	readonly onEvent?: (line: string) => void;
 	/** One line about a volume, whenever its state changes. */
@@ -130,6 +132,7 @@ export class ServedDisk implements AsyncDisposable {
 		onEvent: (line: string) => void,
 		quarantineMs: number,
 		onVolume: (line: string) => void,
+		lvmFree: LvmFree,
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
@@ -147,6 +150,7 @@ export class ServedDisk implements AsyncDisposable {
 				readView,
 				quarantineMs,
 				onVolume,
+				lvmFree,
 				newestSnapshot: () => snapshots.newest,
 				onLost: async (name, blocks) => {
 					await snapshots.lose(name, blocks, plane);
@@ -172,8 +176,8 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** Opens a disk for its one server. Throws what opening its directory or recovering its log throws. */
 	static async open(path: string, options: ServedDiskOptions = {}): Promise<ServedDisk> {
-		const { acceptChangedImage = false, quarantineMs = 0, onEvent = () => {}, onVolume = () => {} } = options;
-		const { onBroken = () => {} } = options;
+		const { acceptChangedImage = false, quarantineMs = 0, lvmFree = "keep" } = options;
+		const { onEvent = () => {}, onVolume = () => {}, onBroken = () => {} } = options;
 		const directory = await openDiskDirectory(path, { acceptChangedImage });
 		let disk: ServedDisk | undefined;
 		let plane: DataPlane | undefined;
@@ -206,7 +210,7 @@ export class ServedDisk implements AsyncDisposable {
 			// As long as nobody cleans, waiting for room would be waiting for ever.
 			await started.ask("refuseWhenFull", true);
 			const { position } = await started.ask("status");
-			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs, onVolume);
+			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs, onVolume, lvmFree);
 			await disk.#upkeep.resumeResize();
 			disk.#resume();
 			return disk;

@@ -10,8 +10,9 @@
 
 import { unpackLocated, unpackSnapshotRuns } from "../adapters/plane/located.ts";
 import { IN_NONE, type PlanePort, type ViewHandle } from "../adapters/plane/messages.ts";
-import { type PlacedRun, planDrops, unpackLiveRuns } from "../core/cleaner/plan.ts";
+import { type PlacedRun, planDrops, unpackLiveRuns, wholeBlocks } from "../core/cleaner/plan.ts";
 import { ABSENT, ZERO } from "../core/log/first-image.ts";
+import { placeInVolume, runsOnDisk } from "../core/volumes/pieces.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { allVolumes } from "../foundations/guest-map.ts";
 import {
@@ -39,7 +40,7 @@ export type BlockUse = "used" | "metadata" | "journal" | "free" | "unknown";
 export interface BlockVolume {
 	readonly id: string;
 	readonly type: string;
-	/** Where the byte lies in it; null in a logical volume, whose pieces may lie anywhere. */
+	/** Where the byte lies in it; null where that can't be told. */
 	readonly offset: number | null;
 	/** Number of the file system's own block; null where its layout isn't known. */
 	readonly fileSystemBlock: number | null;
@@ -140,7 +141,7 @@ export async function explainBlock(parts: WhyParts, at: number): Promise<BlockRe
 		const block = start / BLOCK_SIZE;
 		const placed = await placeOf(parts, view, judged, block);
 		const followed = judged.volumes.find(
-			({ live, start: from, length }) => live !== undefined && from <= at && at < from + length,
+			({ live, areas }) => live !== undefined && placeInVolume(areas, at) !== undefined,
 		);
 		const known =
 			followed === undefined
@@ -203,16 +204,16 @@ interface KnownBlock {
 }
 
 /** What a followed volume's newest verdict says. */
-function followedBlock(volume: ServedVolume, at: number, blockStart: number): KnownBlock {
-	const { id, type, start } = volume;
-	const live = volume.live!;
-	const found = live.blockAt?.(byteOffset(at - start));
-	const where = { id, type, offset: at - start, fileSystemBlock: found?.number ?? null };
+function followedBlock({ id, type, areas, live, verdict }: ServedVolume, at: number, blockStart: number): KnownBlock {
+	const offset = placeInVolume(areas, at)!;
+	const found = live!.blockAt?.(byteOffset(offset));
+	const where = { id, type, offset, fileSystemBlock: found?.number ?? null };
 	if (found !== undefined && found.role !== "data") return { where, use: found.role };
-	if (volume.verdict?.kind !== "ready") return { where, use: "unknown" };
+	if (verdict?.kind !== "ready") return { where, use: "unknown" };
 	// The whole block of the disk counts, though the file system's own blocks may be smaller.
-	const isFree = blockStart >= start && live.isFree(byteOffset(blockStart - start), byteCount(BLOCK_SIZE));
-	return { where, use: isFree ? "free" : "used" };
+	const block = { start: byteOffset(blockStart), length: byteCount(BLOCK_SIZE) };
+	const free = [...runsOnDisk(areas, [block], (from, to) => live!.freeRuns(from, to))];
+	return { where, use: free.some((run) => wholeBlocks(run) !== undefined) ? "free" : "used" };
 }
 
 /** What a reader finds in a view of the disk, for a volume that no live rule follows. */
@@ -229,15 +230,14 @@ async function byGuestMap(
 		if (id === null)
 			return { where: null, use: state, because: "it lies in no volume (a partition table, a gap, a boot area)" };
 		const volume = [...allVolumes(map.volumes)].find((each) => each.id === id)!;
-		const isInside = map.volumes.some(({ children }) => [...allVolumes(children)].includes(volume));
-		const offset = isInside ? null : at - volume.offset;
+		const known = volumes.find((each) => each.id === id);
+		const offset = known === undefined ? null : (placeInVolume(known.areas, at) ?? null);
 		const { type, blockSize } = volume;
 		const number = offset === null || blockSize === null ? null : Math.floor(offset / blockSize);
-		const reason = volumes.find((each) => each.id === id)?.reason;
 		return {
 			where: { id, type, offset, fileSystemBlock: number },
 			use: state,
-			because: volume.kept ?? reason ?? `no rule proves blocks of ${type} unused while its VM runs`,
+			because: volume.kept ?? known?.reason ?? `no rule proves blocks of ${type} unused while its VM runs`,
 		};
 	}
 	throw new VmsweepError("BUG", `internal error: byte ${at} lies in no extent. Please report it.`);

@@ -201,6 +201,31 @@ async function expectSameAsReadingAll(guest: Guest): Promise<void> {
 	assert.deepEqual([...guest.volume.freeRuns(from, to)], [...whole!.freeRuns(from, to)]);
 }
 
+test("a journal in stripes: blocks that come before their descriptor are known again when they are written home", async (t) => {
+	const guest = await mounted(t, {}, V3);
+	if (guest === null) return;
+	const { writer, volume } = guest;
+	for (let i = 0; i < 2; i++) {
+		guest.commitNothing();
+		await guest.advance();
+	}
+	const before = volume.incarnation;
+	const logged = await writer.mark(BLOCK, true, await guest.view());
+	writer.commit(logged);
+	const writes = writer.takeWrites();
+	const arrived = [...writes.slice(0, -1).reverse(), writes.at(-1)!];
+	assert.ok(writes.length > 2, "descriptor, bitmap, commit");
+	await volume.observe(
+		arrived.map((write, index) => ({ ...write, position: writes[index]!.position, end: writes[index]!.end })),
+	);
+	assert.equal((await guest.advance()).kind, "ready");
+	for (const { block, content } of logged) writer.writeBlock(block, content);
+	guest.commitNothing();
+	assert.equal((await guest.advance()).kind, "ready");
+	assert.equal(volume.incarnation, before);
+	assert.equal(guest.isFree(BLOCK), false);
+});
+
 describe("discontinuities begin a new incarnation (L6)", () => {
 	const breaks: Readonly<Record<string, (guest: Guest) => Promise<void> | void>> = {
 		"a commit whose number does not follow": ({ writer }) => {

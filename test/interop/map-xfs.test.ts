@@ -8,7 +8,7 @@
 import assert from "node:assert/strict";
 import { open, readFile, rm, writeFile } from "node:fs/promises";
 import { describe, type TestContext, test } from "node:test";
-import { readGroups } from "../../src/core/filesystems/xfs/groups.ts";
+import { Allocation, allGroups } from "../../src/core/filesystems/xfs/groups.ts";
 import { findLogEnds, type LogEnds } from "../../src/core/filesystems/xfs/log-ends.ts";
 import { LogRing } from "../../src/core/filesystems/xfs/log-records.ts";
 import { MetadataView } from "../../src/core/filesystems/xfs/metadata-view.ts";
@@ -111,10 +111,11 @@ const MOST_TAKEN = 32;
 async function homeOnlyFree(path: string, blockCount: number): Promise<Uint8Array> {
 	await using source = await openSource(path);
 	const geometry = parseSuperblock((await readSuperblock(source))!, source.size);
-	const { runs } = await readGroups(new MetadataView(source, new Map()), geometry, () => false);
+	const allocation = new Allocation(geometry);
+	await allocation.read(new MetadataView(source, new Map()), allGroups(geometry), () => false);
 	const free = new Uint8Array(blockCount);
 	for (let group = 0; group < geometry.agCount; group++)
-		for (const { start, length } of runs.runsOf(group)) {
+		for (const { start, length } of allocation.runs.runsOf(group)) {
 			const first = group * geometry.agBlocks + start;
 			free.fill(1, first, first + length);
 		}

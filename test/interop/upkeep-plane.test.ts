@@ -8,6 +8,7 @@ import type { PlaneCall, PlanePort } from "../../src/adapters/plane/messages.ts"
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
 import type { BlockRun } from "../../src/core/cleaner/runs.ts";
 import type { LiveState } from "../../src/core/filesystems/live.ts";
+import { linearArea } from "../../src/core/volumes/areas.ts";
 import { byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import { Cleaner, type CleanerWorld } from "../../src/services/clean/cleaner.ts";
 import { Dropper } from "../../src/services/clean/dropper.ts";
@@ -332,7 +333,8 @@ for (const first of ["round", "proven"] as const)
 					if (at >= from) yield { start: byteOffset(at), length: byteCount(BLOCK) };
 			},
 		};
-		const volume = { id: "disk", start: 0, length: server.size, type: "toy", live } as unknown as ServedVolume;
+		const areas = [linearArea(byteOffset(0), byteCount(server.size))];
+		const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
 		const verdicts = [
 			{ settled: 0, changed: [{ start: 0, length: 64 * BLOCK }] },
 			{ settled: Number.POSITIVE_INFINITY, changed: [] },
@@ -372,52 +374,28 @@ for (const first of ["round", "proven"] as const)
 		});
 	});
 
-test("segments behind those that the quarantine holds are moved all the same", async () => {
+test("a volume was unmounted cleanly, and is mounted again at once: what is written after the look at it is kept", async () => {
 	await using folder = await temporaryFolder();
 	await using server = await startPlane({ directory: folder.file("disk") });
 	const { plane } = server;
-	const { cleaner } = operators(server, { quarantineMs: 1e9 });
-	for (let segment = 0; segment < 9; segment++) {
-		await visit(server, (client) => client.write(segment * BLOCK, random(segment, BLOCK)));
-		await plane.ask("seal");
-	}
-	for (let round = 0; round < 3; round++) await cleaner.round({ everything: true });
-	const segments = await plane.ask("segments");
-	assert.ok(segments.length >= 9, "they are held");
-	assert.deepEqual([...new Set(segments.map(({ liveSlots }) => liveSlots))], [0]);
-});
-
-test("what a guest writes after the view of a clean unmount stays, though that view shows it free", async () => {
-	await using folder = await temporaryFolder();
-	await using server = await startPlane({ directory: folder.file("disk") });
-	const { plane } = server;
-	const size = byteCount(8 * BLOCK);
-	await visit(server, (client) => client.write(0, random(1, size)));
-	const volume = {
-		id: "disk",
-		start: 0,
-		length: size,
-		live: { commits: 0, freeRuns: () => [{ start: byteOffset(0), length: size }] },
-	} as unknown as ServedVolume;
-	let wasJudged = false;
+	await visit(server, (client) => client.write(0, random(11, 8 * BLOCK)));
+	const live = {
+		commits: 1,
+		*freeRuns() {
+			yield { start: byteOffset(0), length: byteCount(8 * BLOCK) };
+		},
+	};
+	const areas = [linearArea(byteOffset(0), byteCount(server.size))];
+	const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
 	const volumes = {
 		list: [volume],
 		isStillTheSame: () => Promise.resolve(true),
-		async judge() {
-			if (wasJudged) return [];
-			wasJudged = true;
+		judge: async () => {
 			const view = await plane.ask("takeView");
-			// Mounted again while its metadata is read, and a block was given to a file that is only in the guest's memory.
-			await visit(server, (client) => client.write(3 * BLOCK, random(2, BLOCK)));
-			const state = {
-				kind: "ready",
-				position: view.position,
-				settled: Number.POSITIVE_INFINITY,
-				changed: [{ start: byteOffset(0), length: size }],
-				metadataBytesRead: 0,
-				watchChanged: false,
-			};
-			return [{ volume, view, state: state as unknown as LiveState }];
+			await visit(server, (client) => client.write(2 * BLOCK, random(12, BLOCK)));
+			const changed = [{ start: 0, length: 8 * BLOCK }];
+			const clean = { settled: Number.POSITIVE_INFINITY, changed, metadataBytesRead: 0, watchChanged: false };
+			return [{ volume, view, state: { kind: "ready", position: view.position, ...clean } as unknown as LiveState }];
 		},
 	};
 	const { cleaner } = operators(server, {
@@ -433,10 +411,25 @@ test("what a guest writes after the view of a clean unmount stays, though that v
 	await cleaner.round();
 	assert.equal(cleaner.counters.droppedBytes, 7 * BLOCK);
 	await visit(server, async (client) => {
-		const kept = Buffer.alloc(size);
-		random(2, BLOCK).copy(kept, 3 * BLOCK);
-		assert.ok((await client.read(0, size)).equals(kept));
+		const kept = Buffer.alloc(8 * BLOCK);
+		random(12, BLOCK).copy(kept, 2 * BLOCK);
+		assert.ok((await client.read(0, kept.length)).equals(kept));
 	});
+});
+
+test("segments behind those that the quarantine holds are moved all the same", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const { plane } = server;
+	const { cleaner } = operators(server, { quarantineMs: 1e9 });
+	for (let segment = 0; segment < 9; segment++) {
+		await visit(server, (client) => client.write(segment * BLOCK, random(segment, BLOCK)));
+		await plane.ask("seal");
+	}
+	for (let round = 0; round < 3; round++) await cleaner.round({ everything: true });
+	const segments = await plane.ask("segments");
+	assert.ok(segments.length >= 9, "they are held");
+	assert.deepEqual([...new Set(segments.map(({ liveSlots }) => liveSlots))], [0]);
 });
 
 test("what a question between two rounds has found is dropped by the next one, though the guest rests", async () => {
@@ -447,8 +440,8 @@ test("what a question between two rounds has found is dropped by the next one, t
 	await visit(server, (client) => client.write(0, random(1, size)));
 	const volume = {
 		id: "disk",
-		start: 0,
-		length: size,
+		type: "toy",
+		areas: [linearArea(byteOffset(0), size)],
 		live: { commits: 0, freeRuns: () => [{ start: byteOffset(0), length: size }] },
 	} as unknown as ServedVolume;
 	const volumes = {

@@ -2,19 +2,20 @@
 // (test/guest has the same with a guest).
 
 import { test } from "node:test";
+import { ext4, xfs } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
 import { crashUnderCleaning, workUnderCleaning } from "../support/loop-cleaning.ts";
 import { requireTool } from "../support/requirements.ts";
 
-const tools = [...LOOP_TOOLS, "dumpe2fs", "nbdcopy"];
+const tools = [...LOOP_TOOLS, "nbdcopy"];
 
 test("files are right, and the host has its space back, after work under cleaning", async (t) => {
-	if (!requireTool(t, ...tools)) return;
+	if (!requireTool(t, ...tools, ...ext4.tools)) return;
 	await workUnderCleaning(t, { load: ["--rounds", "4", "--seconds", "5"] });
 });
 
 test("the same with a log that is always nearly full", async (t) => {
-	if (!requireTool(t, ...tools)) return;
+	if (!requireTool(t, ...tools, ...ext4.tools)) return;
 	await workUnderCleaning(t, {
 		load: ["--rounds", "3", "--seconds", "4", "--shutdown"],
 		serve: ["--log-limit", "96M"],
@@ -22,6 +23,20 @@ test("the same with a log that is always nearly full", async (t) => {
 });
 
 test("kill -9 of the server while it cleans: what was synced is there, eight times", async (t) => {
-	if (!requireTool(t, ...tools)) return;
+	if (!requireTool(t, ...tools, ...ext4.tools)) return;
 	await crashUnderCleaning(t, 8, ["--log-limit", "160M"]);
+});
+
+test("XFS: files are right, and the host has its space back, after work under cleaning", async (t) => {
+	if (!requireTool(t, ...tools, ...xfs.tools)) return;
+	await workUnderCleaning(t, {
+		kind: xfs,
+		load: ["--rounds", "3", "--seconds", "4", "--shutdown"],
+		serve: ["--log-limit", "128M"],
+	});
+});
+
+test("XFS: kill -9 of the server while it cleans: what was synced is there, four times", async (t) => {
+	if (!requireTool(t, ...tools, ...xfs.tools)) return;
+	await crashUnderCleaning(t, 4, ["--log-limit", "160M"], xfs);
 });

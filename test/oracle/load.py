@@ -5,19 +5,20 @@
 #   load.py crash FOLDER [--seed N]         works for ever; prints "synced NAME GENERATION" once that is durable
 #   load.py verify FOLDER < synced-lines    after the crash: every synced file is whole and not older
 #
-# work: several workers, each in a folder of its own, create, overwrite, truncate, rename, delete, punch, fsync and
-# write around the page cache. A round ends with a clean unmount or a forced shutdown (everything that must survive
+# work: several workers, each in a folder of its own, create, overwrite, truncate, rename, delete, punch, reflink, fsync,
+# write through mappings and around the page cache. `--fill` fills the file system up once and empties it. A round ends with a clean unmount or a forced shutdown (everything that must survive
 # is synced first). At a round's start, `--skip` writes files of the second transaction after the mount while the
 # first one still commits: what a rule that computes with transaction numbers gets wrong.
 #
 # crash: files under keep/ are only ever replaced as a whole (write aside, fsync, rename, fsync the folder), and their
 # content follows from name and generation; so whichever generation is found can be checked. churn/ just makes noise.
 
-import argparse, ctypes, fcntl, hashlib, mmap, os, random, struct, subprocess, sys, threading, time
+import argparse, ctypes, errno, fcntl, hashlib, mmap, os, random, struct, subprocess, sys, threading, time
 
 BLOCK = 4096
 SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN, and its flag for "do not flush the journal"
 NO_LOG_FLUSH = 2
+CLONE = 0x40049409  # FICLONE
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -27,15 +28,54 @@ def fallocate(fd, mode, at, length):
 
 
 def write_direct(path, at, data):
-    """Around the page cache; at and length are multiples of BLOCK."""
+    """Around the page cache where the file system can; at and length are multiples of BLOCK."""
     buffer = mmap.mmap(-1, len(data))
     buffer.write(data)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o644)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o644)
+    except OSError:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         assert os.pwritev(fd, [buffer], at) == len(data)
     finally:
         os.close(fd)
         buffer.close()
+
+
+def write_mapped(path, at, data, durably):
+    """Through a mapping of the file, which is long enough already."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[at : at + len(data)] = data
+        if durably:
+            mapping.flush()
+
+
+def clone(source, target):
+    """False where the file system has no reflinks; then the target is empty."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        try:
+            fcntl.ioctl(new, CLONE, old.fileno())
+            return True
+        except OSError:
+            return False
+
+
+def fill_and_empty(folder):
+    """Writes until there is no space, and deletes all of it again."""
+    made = []
+    block = random.randbytes(4 << 20)
+    try:
+        while True:
+            made.append(os.path.join(folder, f"fill{len(made)}"))
+            with open(made[-1], "wb", buffering=0) as file:
+                for _ in range(8):
+                    file.write(block)
+                os.fsync(file.fileno())
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+    for path in made:
+        os.unlink(path)
+    sync_file_system(folder)
 
 
 def fsync(path, flags=os.O_RDONLY):
@@ -85,8 +125,8 @@ class Worker:
         if len(names) < self.options.files // 4:
             return self.create()
         kind = r.choices(
-            ["create", "delete", "write", "direct", "truncate", "rename", "replace", "fsync", "punch", "reserve"],
-            [24, 20, 12, 12, 6, 5, 6, 8, 4, 3],
+            ["create", "delete", "write", "direct", "map", "clone", "truncate", "rename", "replace", "fsync", "punch", "reserve"],
+            [22, 20, 10, 11, 4, 4, 6, 5, 6, 8, 4, 3],
         )[0]
         name = r.choice(names)
         path = self.path(name)
@@ -107,6 +147,17 @@ class Worker:
             at = BLOCK * r.randrange(0, 16)
             write_direct(path, at, data)
             self.patch(name, at, data)
+        elif kind == "map":
+            size = len(self.files[name])
+            if size > 0:
+                at = r.randrange(0, size)
+                data = r.randbytes(min(size - at, r.randrange(1, 65536)))
+                write_mapped(path, at, data, r.random() < 0.3)
+                self.patch(name, at, data)
+        elif kind == "clone" and len(names) < self.options.files:
+            self.made += 1
+            copy = f"c{self.made}"
+            self.files[copy] = bytearray(self.files[name] if clone(path, self.path(copy)) else b"")
         elif kind == "truncate":
             size = r.randrange(0, self.options.max_kb * 1024)
             os.truncate(path, size)
@@ -188,6 +239,31 @@ def check(workers):
     return wrong, manifest
 
 
+class Snapshots:
+    """Snapshots of a btrfs, the newest two of them, and what their files must hold."""
+
+    def __init__(self, mount):
+        self.mount, self.taken, self.count = mount, [], 0
+
+    def take(self, manifest):
+        self.count += 1
+        path = os.path.join(self.mount, f".snapshot{self.count}")
+        subprocess.run(["btrfs", "-q", "subvolume", "snapshot", "-r", self.mount, path], check=True)
+        self.taken.append((path, manifest))
+        if len(self.taken) > 2:
+            subprocess.run(["btrfs", "-q", "subvolume", "delete", "-c", self.taken.pop(0)[0]], check=True)
+
+    def check(self):
+        wrong = []
+        for path, manifest in self.taken:
+            for line in manifest:
+                want, name = line.split("  ", 1)
+                with open(os.path.join(path, name), "rb") as file:
+                    if hashlib.sha256(file.read()).hexdigest() != want:
+                        wrong.append(f"{path}/{name}")
+        return wrong
+
+
 def end_round(options, round_number):
     mount = options.mount
     if options.shutdown and round_number < options.rounds - 1:
@@ -206,9 +282,11 @@ def work(options):
     workers = [Worker(folder, options.seed * 64 + number, options) for number, folder in enumerate(folders)]
     first = Worker(os.path.join(options.mount, f"w{options.workers}"), options.seed, options)  # nobody touches these again
     folders.append(first.folder)
+    snapshots = Snapshots(options.mount)
     steps = seconds = 0
     for round_number in range(options.rounds):
-        subprocess.run(["mount", "-o", options.mount_options, options.device, options.mount], check=True)
+        kind = ["-t", options.mount_type] if options.mount_type else []
+        subprocess.run(["mount", *kind, "-o", options.mount_options, options.device, options.mount], check=True)
         for folder in folders:
             os.makedirs(folder, exist_ok=True)
         if options.skip:
@@ -236,9 +314,14 @@ def work(options):
         if failures:
             return 1
         steps += sum(results)
+        if options.fill and round_number == 0:
+            fill_and_empty(options.mount)
         if round_number == options.rounds - 1:
             sync_file_system(options.mount)
             wrong, manifest = check([*workers, first])
+            wrong += snapshots.check()
+        elif options.snapshots:
+            snapshots.take(check([*workers, first])[1])
         end_round(options, round_number)
     for line in manifest:
         print(line)
@@ -326,6 +409,7 @@ def main():
     command.add_argument("device")
     command.add_argument("mount")
     command.add_argument("--mount-options", default="commit=1")
+    command.add_argument("--mount-type", default="")
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--rounds", type=int, default=1)
     command.add_argument("--workers", type=int, default=3)
@@ -336,6 +420,8 @@ def main():
     command.add_argument("--no-fallocate", action="store_true")
     command.add_argument("--shutdown", action="store_true")
     command.add_argument("--skip", action="store_true")
+    command.add_argument("--fill", action="store_true")
+    command.add_argument("--snapshots", action="store_true")
     for name in ("crash", "verify"):
         command = commands.add_parser(name)
         command.add_argument("folder")

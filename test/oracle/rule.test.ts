@@ -3,6 +3,8 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/live.ts";
+import { ext4 } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
 import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
 import { requireTool } from "../support/requirements.ts";
@@ -11,14 +13,16 @@ const SIZE = "320M";
 const short = ["--rounds", "3", "--seconds", "2"];
 
 const cases: Readonly<Record<string, OracleCase>> = {
-	"ext4 as mkfs makes it": { mkfs: ["-t", "ext4", "-b", "4096"], mountOptions: "commit=1", load: short },
+	"ext4 as mkfs makes it": { kind: ext4, mkfs: ["-b", "4096"], mountOptions: "commit=1", load: short },
 	"ext4, cut off, fast_commit": {
-		mkfs: ["-t", "ext4", "-b", "4096", "-O", "fast_commit"],
+		kind: ext4,
+		mkfs: ["-b", "4096", "-O", "fast_commit"],
 		mountOptions: "commit=1",
 		load: [...short, "--shutdown"],
 	},
 	"ext4, 1 KiB blocks, data=writeback": {
-		mkfs: ["-t", "ext4", "-b", "1024"],
+		kind: ext4,
+		mkfs: ["-b", "1024"],
 		mountOptions: "commit=1,data=writeback",
 		load: short,
 		unit: 1024,
@@ -31,7 +35,7 @@ describe("recorder oracle", () => {
 			if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
 			const recorded = await recordLoad(t, SIZE, oracleCase);
 			if (recorded === null) return;
-			const rule = await judge(t, "the rule", recorded);
+			const rule = await judge(t, "the rule", recorded, { open: (view) => Ext4LiveVolume.open(view) });
 			assert.equal(rule.damaged, 0);
 			assert.ok(rule.judged >= 5 && rule.droppedBlocks > 500, "hardly anything was dropped: the test is blind");
 		});
@@ -39,17 +43,22 @@ describe("recorder oracle", () => {
 	test("wrong rules lose files: one commit only, transaction numbers", async (t) => {
 		if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
 		const recorded = await recordLoad(t, SIZE, {
-			mkfs: ["-t", "ext4", "-b", "4096"],
+			kind: ext4,
+			mkfs: ["-b", "4096"],
 			mountOptions: "commit=1,nodelalloc,data=ordered,dioread_lock",
 			load: [...short, "--skip", "--no-fallocate"],
 		});
 		if (recorded === null) return;
-		const rule = await judge(t, "the rule", recorded);
+		const rule = await judge(t, "the rule", recorded, { open: (view) => Ext4LiveVolume.open(view) });
 		assert.equal(rule.damaged, 0);
 		assert.equal(rule.lateBlocks, 0);
-		const one = await judge(t, "one commit", recorded, { commitsRequired: 1 });
+		const one = await judge(t, "one commit", recorded, {
+			open: (view) => Ext4LiveVolume.open(view, { commitsRequired: 1 }),
+		});
 		assert.ok(one.damaged > 0, "a rule of one commit must lose files here");
-		const tid = await judge(t, "transaction numbers", recorded, { countBy: "tid" });
+		const tid = await judge(t, "transaction numbers", recorded, {
+			open: (view) => Ext4LiveVolume.open(view, { countBy: "tid" }),
+		});
 		assert.ok(tid.damaged > 0, "a rule that computes with transaction numbers must lose files here");
 	});
 });

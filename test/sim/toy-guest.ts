@@ -11,6 +11,7 @@
 import type { PlanePort } from "../../src/adapters/plane/messages.ts";
 import type { Collected } from "../../src/adapters/plane/watch.ts";
 import type { LiveState, LiveVolume } from "../../src/core/filesystems/live.ts";
+import { linearArea } from "../../src/core/volumes/areas.ts";
 import { BLOCK_SIZE, byteCount, byteOffset, type LogPosition } from "../../src/foundations/units.ts";
 import type { ReadView, ServedVolume, Verdict } from "../../src/services/clean/volumes.ts";
 import { valueIn } from "./blocks.ts";
@@ -91,9 +92,9 @@ export class ToyVolumes {
 		this.list = [
 			{
 				id: "disk",
-				start: 0,
-				length: guest.blocks * BLOCK_SIZE,
 				type: "toy",
+				areas: [linearArea(byteOffset(0), byteCount(guest.blocks * BLOCK_SIZE))],
+				contentOf: (disk) => disk,
 				live: live as LiveVolume,
 				verdict: undefined,
 				reason: undefined,
@@ -107,8 +108,8 @@ export class ToyVolumes {
 	static async identify(plane: PlanePort, readView: ReadView, guest: ToyGuest): Promise<ToyVolumes> {
 		const whole = { start: byteOffset(0), length: byteCount(guest.blocks * BLOCK_SIZE) };
 		const record = { start: byteOffset(RECORD_BLOCK * BLOCK_SIZE), length: byteCount(BLOCK_SIZE) };
-		const mark = { pattern: new Uint8Array(0), every: byteCount(BLOCK_SIZE) };
-		await plane.ask("watch", { volumes: [whole], ranges: [{ volume: 0, ...record, mark }], identity: [] });
+		const mark = { pattern: new Uint8Array(0), every: byteCount(BLOCK_SIZE), origin: 0 };
+		await plane.ask("watch", { volumes: [{ runs: [whole] }], ranges: [{ volume: 0, ...record, mark }], identity: [] });
 		return new ToyVolumes(readView, guest);
 	}
 

@@ -1,15 +1,29 @@
-// Guests that work for long on a disk that is cleaned, and many power cuts.
+// Guests that work for long on disks that are cleaned without rest, of every file system, and many power cuts.
+// VMSWEEP_SOAK_SEEDS says how many seeds each gets.
 
-import { test } from "node:test";
+import { describe, test } from "node:test";
+import { btrfs, ext4, ntfs, vfat, xfs } from "../support/file-system-kinds.ts";
 import { GUEST_TOOLS, guestCrashes, guestWorks } from "../support/loop-guests.ts";
+import { seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
 
-test("five minutes of work in a guest", async (t) => {
-	if (!requireTool(t, ...GUEST_TOOLS)) return;
-	await guestWorks(t, 10, 30);
-});
+const seeds = Number(process.env.VMSWEEP_SOAK_SEEDS ?? 20);
+const random = seededRandom(testSeed());
 
-test("ten power cuts, five of them with a crash of the server", async (t) => {
-	if (!requireTool(t, ...GUEST_TOOLS)) return;
-	await guestCrashes(t, 10);
-});
+for (const kind of [ext4, xfs, btrfs, ntfs, vfat])
+	describe(`${kind.name} in a guest, long`, () => {
+		for (let run = 0; run < seeds; run++) {
+			const seed = random.below(1_000_000);
+			test(`work, fill, empty, seed ${seed}`, async (t) => {
+				if (!requireTool(t, ...GUEST_TOOLS, ...kind.tools)) return;
+				// A first image so small that cleaning never rests.
+				const load = ["--fill", ...(kind === btrfs ? ["--snapshots"] : [])];
+				await guestWorks(t, { kind, seed, rounds: 4, secondsPerRound: 20, load, serve: ["--log-limit", "96M"] });
+			});
+			if (kind.fragile === true) continue;
+			test(`power cuts and crashes of the server, seed ${seed}`, async (t) => {
+				if (!requireTool(t, ...GUEST_TOOLS, ...kind.tools)) return;
+				await guestCrashes(t, 4, kind, seed);
+			});
+		}
+	});

@@ -5,6 +5,7 @@ import assert from "node:assert/strict";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
+import { ext4, type FileSystemKind } from "./file-system-kinds.ts";
 import { temporaryFolder } from "./folders.ts";
 import { allocatedBytes } from "./hashes.ts";
 import { hashesIn, LoopDevice, Mounted } from "./loop.ts";
@@ -21,39 +22,87 @@ const mib = (bytes: number): string => `${(bytes / MIB).toFixed(1)} MiB`;
 export const imageBytes = async (disk: string): Promise<number> =>
 	(await allocatedBytes(join(disk, "first.log"))) + (await allocatedBytes(join(disk, "second.raw")));
 
-/** What an ext image uses by its own account, metadata included, in bytes. */
-export async function usedBytes(image: string): Promise<number> {
-	const dump = await runOk("dumpe2fs", ["-h", image]);
-	const field = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(dump)![1]);
-	return (field("Block count") - field("Free blocks")) * field("Block size");
-}
-
 /**
  * Checks a disk that nobody serves: folded into a plain raw image it holds every file as expected (`sha256sum` lines),
  * is clean, and takes no more of the host than its file system uses.
  */
-export async function checkCommitted(t: TestContext, disk: string, expected: readonly string[]): Promise<void> {
+export async function checkCommitted(
+	t: TestContext,
+	disk: string,
+	expected: readonly string[],
+	kind: FileSystemKind = ext4,
+	hashes: typeof hashesOfImage = hashesOfImage,
+): Promise<void> {
 	await runOk(vmsweep, ["commit", disk], { timeoutSeconds: 600 });
 	const image = join(disk, "second.raw");
-	await runOk("e2fsck", ["-fn", image]);
-	await using folder = await temporaryFolder();
-	await using mounted = await Mounted.mount(image, folder.file("m"), "loop,ro");
-	const found = new Set(await hashesIn(mounted.path));
+	await checkImage(kind, image);
+	const found = new Set(await hashes(kind, image));
 	assert.deepEqual(
 		expected.filter((line) => !found.has(line)),
 		[],
 		"files of the committed image are not what was written",
 	);
-	await mounted.unmount();
-	const [used, host] = [await usedBytes(image), await imageBytes(disk)];
+	const [used, host] = [await kind.usedBytes(image), await imageBytes(disk)];
 	t.diagnostic(`committed: ${expected.length} files right; used ${mib(used)}, on the host ${mib(host)}`);
 	assert.ok(host <= used * 1.02 + 64 * MIB, `${mib(host)} on the host for ${mib(used)} in use`);
 }
 
+/** `sha256sum` lines of all files of an image, which is mounted read-only. */
+async function hashesOfImage(kind: FileSystemKind, image: string): Promise<string[]> {
+	await using folder = await temporaryFolder();
+	await using mounted = await Mounted.mount(image, folder.file("m"), kind.mountToRead, kind.mountType);
+	const found = await hashesIn(mounted.path);
+	await mounted.unmount();
+	return found;
+}
+
+/** Runs the file system's own checker, which must find nothing. */
+async function checkImage({ check: [program, ...options] }: FileSystemKind, image: string): Promise<void> {
+	await runOk(program!, [...options, image]);
+}
+
+/** Makes a file system on a device. */
+async function makeFileSystem(
+	{ mkfs: [program, ...options] }: FileSystemKind,
+	device: string,
+	more: readonly string[] = [],
+): Promise<void> {
+	await runOk(program!, [...options, ...more, device]);
+}
+
+/** Waits until both images of a disk, whose file system is unmounted, take no more than 2 % plus 64 MiB above what that uses. */
+export async function expectSpaceBack(
+	t: TestContext,
+	server: SweepServer,
+	disk: string,
+	kind: FileSystemKind,
+): Promise<void> {
+	await using folder = await temporaryFolder();
+	const image = folder.file("copy");
+	await runOk("nbdcopy", [server.uri, image], { timeoutSeconds: 600 });
+	const used = await kind.usedBytes(image);
+	const most = used * 1.02 + 64 * MIB;
+	await waitUntil(
+		async () => (await imageBytes(disk)) <= most,
+		() => `space to come back: at most ${mib(most)} for both images`,
+		{ timeoutSeconds: 60, everyMs: 500 },
+	).catch(async (error: unknown) => {
+		throw new Error(`${String(error)}; ${JSON.stringify(await server.status())}`);
+	});
+	const { cleaner, guest } = await server.status();
+	t.diagnostic(
+		`used ${mib(used)}, on the host ${mib(await imageBytes(disk))}; written ${mib(guest.writtenBytes)}, ` +
+			`dropped ${mib(cleaner.droppedBytes)}, moved ${mib(cleaner.movedBytes)}, ${cleaner.rounds} rounds`,
+	);
+}
+
 export interface WorkOptions {
-	readonly size?: string;
+	readonly kind?: FileSystemKind;
+	/** More options of mkfs. */
 	readonly mkfs?: readonly string[];
+	/** Instead of the kind's. */
 	readonly mountOptions?: string;
+	readonly size?: string;
 	readonly load: readonly string[];
 	/** More options of `vmsweep serve`. */
 	readonly serve?: readonly string[];
@@ -61,7 +110,7 @@ export interface WorkOptions {
 
 /** A load on a disk that is cleaned all the while; afterwards every file is right, and the host has its space back. */
 export async function workUnderCleaning(t: TestContext, options: WorkOptions): Promise<void> {
-	const { size = "1G", mkfs = ["-t", "ext4"], mountOptions = "commit=1", load, serve = [] } = options;
+	const { kind = ext4, mkfs = [], mountOptions = kind.mountOptions, size = "1G", load, serve = [] } = options;
 	const seed = testSeed() % 1_000_000;
 	t.diagnostic(`VMSWEEP_SEED=${seed}`);
 	await using folder = await temporaryFolder();
@@ -72,7 +121,7 @@ export async function workUnderCleaning(t: TestContext, options: WorkOptions): P
 		await using server = await SweepServer.serve(disk, ...serve);
 		{
 			await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
-			await runOk("mke2fs", ["-q", "-F", ...mkfs, device.path]);
+			await makeFileSystem(kind, device.path, mkfs);
 			await mkdir(folder.file("mnt"));
 			const work = [
 				"work",
@@ -91,34 +140,22 @@ export async function workUnderCleaning(t: TestContext, options: WorkOptions): P
 			expected = finished.stdout.split("\n").filter((line) => line !== "");
 			await runOk("blockdev", ["--flushbufs", device.path]);
 		}
-		const image = folder.file("copy");
-		await runOk("nbdcopy", [server.uri, image]);
-		const used = await usedBytes(image);
-		const most = used * 1.02 + 64 * MIB;
-		await waitUntil(
-			async () => (await imageBytes(disk)) <= most,
-			() => `space to come back: at most ${mib(most)} for both images`,
-			{
-				timeoutSeconds: 60,
-				everyMs: 500,
-			},
-		).catch(async (error: unknown) => {
-			throw new Error(`${String(error)}; ${JSON.stringify(await server.status())}`);
-		});
-		const { cleaner, guest } = await server.status();
-		t.diagnostic(
-			`used ${mib(used)}, on the host ${mib(await imageBytes(disk))}; written ${mib(guest.writtenBytes)}, ` +
-				`dropped ${mib(cleaner.droppedBytes)}, moved ${mib(cleaner.movedBytes)}, ${cleaner.rounds} rounds`,
-		);
+		await expectSpaceBack(t, server, disk, kind);
+		const { cleaner } = await server.status();
 		assert.ok(cleaner.droppedBytes > 0 && cleaner.movedBytes > 0, "nothing was cleaned: the test is blind");
 		assert.equal((await server.stop()).exitCode, 0);
 		assert.doesNotMatch(server.process.stderr + server.process.stdout, /"level":[56]0/, "the server complained");
 	}
-	await checkCommitted(t, disk, expected);
+	await checkCommitted(t, disk, expected, kind);
 }
 
 /** Crashes of the server in a row on one disk: after each, everything synced is there. */
-export async function crashUnderCleaning(t: TestContext, cycles: number, serve: readonly string[] = []): Promise<void> {
+export async function crashUnderCleaning(
+	t: TestContext,
+	cycles: number,
+	serve: readonly string[] = [],
+	kind: FileSystemKind = ext4,
+): Promise<void> {
 	const random = seededRandom(testSeed());
 	t.diagnostic(`VMSWEEP_SEED=${random.seed}`);
 	await using folder = await temporaryFolder();
@@ -130,8 +167,8 @@ export async function crashUnderCleaning(t: TestContext, cycles: number, serve: 
 	for (let cycle = 0; cycle < cycles; cycle++) {
 		await using server = await SweepServer.serve(disk, ...serve);
 		await using device = await LoopDevice.attach(server.uri, folder.file(`fuse${cycle}`));
-		if (cycle === 0) await runOk("mke2fs", ["-q", "-F", "-t", "ext4", device.path]);
-		await using mounted = await Mounted.mount(device.path, folder.file(`mnt${cycle}`), "commit=1");
+		if (cycle === 0) await makeFileSystem(kind, device.path);
+		await using mounted = await Mounted.mount(device.path, folder.file(`mnt${cycle}`), kind.mountOptions);
 		synced = await newestOf(synced, mounted.path);
 		await using load = start(loadProgram, ["crash", mounted.path, "--seed", String(random.below(1e6))]);
 		const lines = random.between(20, 120);
@@ -144,7 +181,7 @@ export async function crashUnderCleaning(t: TestContext, cycles: number, serve: 
 		synced += wholeLines(load);
 		await run("umount", ["-l", mounted.path]);
 		t.diagnostic(
-			`cycle ${cycle}: killed after ${lines} synced files; ${await verifyCrashed(folder.path, disk, synced)}`,
+			`cycle ${cycle}: killed after ${lines} synced files; ${await verifyCrashed(folder.path, disk, synced, kind)}`,
 		);
 	}
 	t.diagnostic(`dropped ${mib(droppedBytes)}, moved ${mib(movedBytes)} up to a moment before the crashes`);
@@ -156,7 +193,12 @@ export const wholeLines = ({ stdout }: Pick<Running, "stdout">): string =>
 	stdout.slice(0, stdout.lastIndexOf("\n") + 1);
 
 /** Serves a crashed disk again, replays the journal on a copy, and checks that. Returns what the check said. */
-export async function verifyCrashed(folder: string, disk: string, synced: string): Promise<string> {
+export async function verifyCrashed(
+	folder: string,
+	disk: string,
+	synced: string,
+	kind: FileSystemKind = ext4,
+): Promise<string> {
 	const image = join(folder, "copy");
 	{
 		await using server = await SweepServer.serve(disk, "--clean", "off");
@@ -164,10 +206,10 @@ export async function verifyCrashed(folder: string, disk: string, synced: string
 		assert.equal((await server.stop()).exitCode, 0);
 		assert.doesNotMatch(server.process.stderr + server.process.stdout, /"level":[56]0/, "the server complained");
 	}
-	await using mounted = await Mounted.mount(image, join(folder, "copy.mnt"), "loop");
+	await using mounted = await Mounted.mount(image, join(folder, "copy.mnt"), kind.mountToReplay);
 	const said = await newestOf(synced, mounted.path, true);
 	await mounted.unmount();
-	await runOk("e2fsck", ["-fn", image]);
+	await checkImage(kind, image);
 	return said;
 }
 

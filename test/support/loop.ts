@@ -91,9 +91,10 @@ export class Mounted implements AsyncDisposable {
 		this.path = path;
 	}
 
-	static async mount(device: string, path: string, options = "defaults"): Promise<Mounted> {
+	/** `type` where the kernel doesn't find it out. */
+	static async mount(device: string, path: string, options = "defaults", type?: string): Promise<Mounted> {
 		await mkdir(path, { recursive: true });
-		await runOk("mount", ["-o", options, device, path]);
+		await runOk("mount", [...(type === undefined ? [] : ["-t", type]), "-o", options, device, path]);
 		return new Mounted(path);
 	}
 

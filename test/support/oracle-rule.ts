@@ -1,14 +1,12 @@
-// The live rule applied to a recording at every commit: what would have become of the disk (live-safety 9.1, 9.2).
+// The live rule applied to a recording, at every commit or at random: what would have become of the disk (live-safety 9.1, 9.2).
 //
-//   writes in order ─► model disk ─► observe, and at each commit mark advance on the model as it is then
+//   writes in order ─► model disk ─► observe, and at each view point advance on the model as it is then
 //                   ─► every free settled block of the model is dropped: marked, and really zeroed
 //                   ─► a later write to it brings it back
 //
 // The model at the end is the disk as a guest would find it. fsck is no judge of it: compare what the files hold.
 
-import type { Ext4LiveOptions } from "../../src/core/filesystems/ext4/live.ts";
-import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/live.ts";
-import type { MetadataWrite, WatchRange } from "../../src/core/filesystems/live.ts";
+import type { LiveVolume, MetadataWrite, WatchRange } from "../../src/core/filesystems/live.ts";
 import type { ByteSource } from "../../src/foundations/source.ts";
 import { BLOCK_SIZE, byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import type { RecordedWrite, Recording } from "./oracle-recording.ts";
@@ -26,13 +24,17 @@ export interface RuleOutcome {
 	readonly reasons: readonly string[];
 }
 
-export interface RuleOptions extends Ext4LiveOptions {
+export interface RuleOptions {
+	/** Starts to follow the volume. */
+	readonly open: (view: ByteSource) => Promise<LiveVolume>;
 	/** Position behind mkfs: the rule is asked from there on. */
 	readonly from: number;
 	/** Must never be dropped: superblocks, descriptors, bitmaps, inode tables, the journal. In 4 KiB blocks. */
 	readonly metadata?: ReadonlySet<number>;
-	/** Takes the volume's start on the disk; 0 where not given. */
-	readonly onCommit?: (disk: Uint8Array, volume: Ext4LiveVolume) => Promise<void>;
+	/** Whether to judge behind the next write, of a volume that can be judged anywhere. */
+	readonly judgeNow?: () => boolean;
+	/** Called after each judgement that says what is free. */
+	readonly onJudged?: (disk: Uint8Array, volume: LiveVolume) => Promise<void>;
 }
 
 export const memory = (bytes: Uint8Array): ByteSource => ({
@@ -49,7 +51,7 @@ export async function playRule({ size, writes }: Recording, options: RuleOptions
 	const begin = writes.findIndex(({ end }) => end > options.from);
 	for (const write of writes.slice(0, begin)) apply(disk, write);
 
-	const volume = await Ext4LiveVolume.open(memory(disk), options);
+	const volume = await options.open(memory(disk));
 	let watch = volume.watch();
 	const lastWrite = new Float64Array(blocks).fill(-1);
 	const dropped = new Uint8Array(blocks);
@@ -66,7 +68,7 @@ export async function playRule({ size, writes }: Recording, options: RuleOptions
 		}
 		if (write.unchanged) continue;
 		await volume.observe([asMetadataWrite(write)]);
-		if (!isMarked(watch, write)) continue;
+		if (volume.viewPoints === "marked" ? !isMarked(watch, write) : options.judgeNow?.() !== true) continue;
 		const state = await volume.advance(memory(disk), logPosition(write.end));
 		if (state.watchChanged) watch = volume.watch();
 		if (state.kind === "keep") {
@@ -74,7 +76,7 @@ export async function playRule({ size, writes }: Recording, options: RuleOptions
 			continue;
 		}
 		judged++;
-		await options.onCommit?.(disk, volume);
+		await options.onJudged?.(disk, volume);
 		const free = new Uint8Array(blocks);
 		for (const run of volume.freeRuns(byteOffset(0), byteOffset(size)))
 			free.fill(1, Math.ceil(run.start / BLOCK_SIZE), Math.floor((run.start + run.length) / BLOCK_SIZE));

@@ -1,4 +1,4 @@
-// One run of the recorder oracle: a real kernel's ext4 under a seeded load on a served disk, recorded, and judged.
+// One run of the recorder oracle: a real kernel's file system under a seeded load on a served disk, recorded, and judged.
 //
 //   create, serve --clean off ─► mkfs, load with remounts ─► first.log ─► rule at every commit ─► compare the files
 
@@ -7,6 +7,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { BLOCK_SIZE } from "../../src/foundations/units.ts";
+import { type FileSystemKind, xfs, xfsSuperblock } from "./file-system-kinds.ts";
 import { temporaryFolder } from "./folders.ts";
 import { hashesIn, LoopDevice, Mounted } from "./loop.ts";
 import { createDisk, SweepServer } from "./loop-server.ts";
@@ -19,6 +20,8 @@ export const loadProgram = join(checkout, "test/oracle/load.py");
 
 /** A kind of file system and load. */
 export interface OracleCase {
+	readonly kind: FileSystemKind;
+	/** More options of mkfs. */
 	readonly mkfs: readonly string[];
 	readonly mountOptions: string;
 	/** More options of load.py's `work`. */
@@ -28,6 +31,7 @@ export interface OracleCase {
 }
 
 export interface RecordedRun {
+	readonly kind: FileSystemKind;
 	readonly recording: Recording;
 	/** Log position behind mkfs. */
 	readonly from: number;
@@ -40,7 +44,7 @@ export interface RecordedRun {
 export async function recordLoad(
 	t: TestContext,
 	size: string,
-	{ mkfs, mountOptions, load = [], unit }: OracleCase,
+	{ kind, mkfs, mountOptions, load = [], unit }: OracleCase,
 ): Promise<RecordedRun | null> {
 	const seed = testSeed() % 1_000_000;
 	t.diagnostic(`VMSWEEP_SEED=${seed}`);
@@ -52,7 +56,8 @@ export async function recordLoad(
 	{
 		await using server = await SweepServer.serve(disk, "--clean", "off", "--log-limit", "64G");
 		await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
-		await runOk("mke2fs", ["-q", "-F", ...mkfs, device.path]);
+		const [program, ...always] = kind.mkfs;
+		await runOk(program!, [...always, ...mkfs, device.path]);
 		from = (await server.status()).first.position;
 		const mount = folder.file("mnt");
 		await mkdir(mount);
@@ -72,8 +77,8 @@ export async function recordLoad(
 	const recording = readRecording(join(disk, "first.log"), unit);
 	const image = folder.file("image");
 	await writeFile(image, playWrites(recording));
-	const metadata = await metadataBlocks(image);
-	const run_ = { recording, from, expected, metadata };
+	const metadata = await (kind === xfs ? xfsMetadata : extMetadata)(image);
+	const run_ = { kind, recording, from, expected, metadata };
 	assert.equal(
 		(await compareFiles(playWrites(recording), run_)).damaged,
 		0,
@@ -92,7 +97,7 @@ export async function judge(
 	t: TestContext,
 	name: string,
 	recorded: RecordedRun,
-	options: Omit<RuleOptions, "from"> = {},
+	options: Omit<RuleOptions, "from" | "metadata">,
 ): Promise<Judgement> {
 	const outcome = await playRule(recorded.recording, { ...options, from: recorded.from, metadata: recorded.metadata });
 	const judgement = { ...outcome, ...(await compareFiles(outcome.disk, recorded)) };
@@ -102,12 +107,16 @@ export async function judge(
 }
 
 /** Mounts an image (without replaying anything onto it) and compares every file with what the load wrote. */
-async function compareFiles(disk: Uint8Array, { expected }: RecordedRun): Promise<{ files: number; damaged: number }> {
+async function compareFiles(
+	disk: Uint8Array,
+	{ kind, expected }: RecordedRun,
+): Promise<{ files: number; damaged: number }> {
 	await using folder = await temporaryFolder();
 	const image = folder.file("image");
 	await writeFile(image, disk);
-	await runOk("e2fsck", ["-fn", image]);
-	await using mounted = await Mounted.mount(image, folder.file("m"), "loop,ro");
+	const [checker, ...options] = kind.check;
+	await runOk(checker!, [...options, image]);
+	await using mounted = await Mounted.mount(image, folder.file("m"), kind.mountToRead);
 	const found = new Set((await hashesIn(mounted.path)).filter((line) => /^\w+ {2}w\d+\//.test(line)));
 	assert.ok(found.size >= expected.length, `${found.size} files instead of ${expected.length}`);
 	await mounted.unmount();
@@ -117,7 +126,7 @@ async function compareFiles(disk: Uint8Array, { expected }: RecordedRun): Promis
 const byPath = (lines: string[]): string[] => lines.sort((a, b) => (a.slice(66) < b.slice(66) ? -1 : 1));
 
 /** 4 KiB blocks that hold superblocks, descriptors, bitmaps, inode tables or the journal, by dumpe2fs and debugfs. */
-async function metadataBlocks(image: string): Promise<Set<number>> {
+async function extMetadata(image: string): Promise<Set<number>> {
 	const dump = await runOk("dumpe2fs", [image]);
 	const blockSize = Number(/^Block size:\s+(\d+)/m.exec(dump)![1]);
 	const blocks = new Set<number>();
@@ -133,5 +142,22 @@ async function metadataBlocks(image: string): Promise<Set<number>> {
 		const list = await runOk("debugfs", ["-R", `blocks <${journal}>`, image]);
 		for (const block of list.trim().split(/\s+/)) add(Number(block), Number(block));
 	}
+	return blocks;
+}
+
+/** 4 KiB blocks that hold the headers of allocation groups, or the log, by xfs_db. */
+async function xfsMetadata(image: string): Promise<Set<number>> {
+	const fields = ["blocksize", "sectsize", "agblocks", "agcount", "logstart", "logblocks", "agblklog"];
+	const superblock = await xfsSuperblock(image, fields);
+	const value = (field: string): number => superblock[field]!;
+	const blocks = new Set<number>();
+	const add = (start: number, length: number): void => {
+		for (let at = Math.floor(start / BLOCK_SIZE); at * BLOCK_SIZE < start + length; at++) blocks.add(at);
+	};
+	const groupBytes = value("agblocks") * value("blocksize");
+	for (let group = 0; group < value("agcount"); group++) add(group * groupBytes, 4 * value("sectsize"));
+	const group = Math.floor(value("logstart") / 2 ** value("agblklog"));
+	const inGroup = value("logstart") % 2 ** value("agblklog");
+	add(group * groupBytes + inGroup * value("blocksize"), value("logblocks") * value("blocksize"));
 	return blocks;
 }

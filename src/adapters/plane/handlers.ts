@@ -103,6 +103,7 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(undefined);
 		},
 		collect: (_, done) => done(viewPoints.collect()),
+		takeViewAtRest: ({ volume, lastWrite }, done) => done(viewPoints.takeAtRest(volume, lastWrite)),
 		lendFree: (warmBytes, done) => done(log.borrowCold(LENT_AT_ONCE, warmBytes)),
 		returnFree: ({ ranges, punched }, done) => {
 			log.returnCold(ranges, punched);

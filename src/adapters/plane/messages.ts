@@ -129,6 +129,8 @@ export interface PlaneCalls {
 	locateLogged: { input: { view: number; block: number; count: number }; output: Float64Array };
 	watch: { input: WatchPlan; output: undefined };
 	collect: { input: undefined; output: Collected };
+	/** A view of a volume that rests since the last collection; see `ViewPoints.takeAtRest`. */
+	takeViewAtRest: { input: { volume: number; lastWrite: number }; output: ViewHandle | undefined };
 	/** Lends some free segments of the first image that may take host space, but for this many bytes of them: to be punched. */
 	lendFree: { input: number; output: ColdRange[] };
 	/** They may be used again; where they were punched, the file's end is cut off as far as it is free. */

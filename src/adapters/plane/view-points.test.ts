@@ -15,9 +15,14 @@ const MiB = 2 ** 20;
 const K = 4096;
 const PATTERN = Uint8Array.of(1, 2, 3, 4);
 const journal: WatchPlan = {
-	volumes: [{ start: byteOffset(0), length: byteCount(4 * MiB) }],
+	volumes: [{ runs: [{ start: byteOffset(0), length: byteCount(4 * MiB) }] }],
 	ranges: [
-		{ volume: 0, start: byteOffset(0), length: byteCount(64 * K), mark: { pattern: PATTERN, every: byteCount(K) } },
+		{
+			volume: 0,
+			start: byteOffset(0),
+			length: byteCount(64 * K),
+			mark: { pattern: PATTERN, every: byteCount(K), origin: 0 },
+		},
 		{ volume: 0, start: byteOffset(MiB), length: byteCount(K) },
 	],
 	identity: [],
@@ -156,4 +161,22 @@ test("notices of a range that is watched without bytes say only where and when",
 	f.write(3, 9);
 	const [notice] = f.points.collect().notices;
 	assert.deepEqual([notice!.at, notice!.length, notice!.bytes], [3 * K, K, undefined]);
+});
+
+test("a view of a volume at rest is taken only where nothing came after what was collected", () => {
+	using f = fixture();
+	f.points.setPlan({ ...journal, identity: [{ start: byteOffset(2 * MiB), length: byteCount(K) }] });
+	f.write(256, 9);
+	const { lastWrite } = f.points.collect();
+	const rest = f.points.takeAtRest(0, lastWrite[0]!);
+	assert.equal(rest!.position, f.log.position);
+	f.points.release(rest!.id);
+	f.write(700, 9);
+	assert.equal(f.points.takeAtRest(0, lastWrite[0]!), undefined, "the volume was written");
+	const later = f.points.collect().lastWrite[0]!;
+	f.write(512, 9);
+	assert.equal(f.points.takeAtRest(0, f.points.collect().lastWrite[0]!)?.position, f.log.position);
+	assert.equal(f.points.takeAtRest(0, later), undefined);
+	f.write(512, 8);
+	assert.equal(f.points.takeAtRest(0, f.log.position), undefined, "how the disk is divided may have changed");
 });

@@ -93,6 +93,16 @@ export class ViewPoints {
 		return this.keep(this.#log.takeView());
 	}
 
+	/**
+	 * Takes a view of now, unless the volume was written after `lastWrite`, or what tells how the disk is divided was since
+	 * the last collection: then what was collected is not all that this view shows.
+	 */
+	takeAtRest(volume: number, lastWrite: number): KeptView | undefined {
+		const watches = this.#watches;
+		const isAtRest = watches !== undefined && watches.lastWrite[volume] === lastWrite && !watches.identityTouched;
+		return isAtRest ? this.take() : undefined;
+	}
+
 	/** Gives a view a number; it lives until `release`. */
 	keep(view: View): KeptView {
 		const id = this.#nextId++;

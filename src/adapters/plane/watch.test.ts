@@ -12,7 +12,7 @@ const range = (start: number, length: number, volume = 0): WatchRange => ({
 	length: byteCount(length),
 });
 const plan = (parts: Partial<WatchPlan>): WatchPlan => ({
-	volumes: [{ start: byteOffset(0), length: DISK }],
+	volumes: [{ runs: [{ start: byteOffset(0), length: DISK }] }],
 	ranges: [],
 	identity: [],
 	...parts,
@@ -114,8 +114,8 @@ test("the quick look is false away from everything watched", () => {
 
 test("the last write of each volume is the newest that overlaps it", () => {
 	const volumes = [
-		{ start: byteOffset(4096), length: byteCount(8192) },
-		{ start: byteOffset(12288), length: byteCount(4096) },
+		{ runs: [{ start: byteOffset(4096), length: byteCount(8192) }] },
+		{ runs: [{ start: byteOffset(12288), length: byteCount(4096) }] },
 	];
 	const watches = new WatchSet(plan({ volumes }), DISK);
 	assert.deepEqual(watches.lastWrite, [-1, -1]);
@@ -129,11 +129,34 @@ test("the last write of each volume is the newest that overlaps it", () => {
 	assert.deepEqual(watches.lastWrite, [7, 6]);
 });
 
+test("the last write of a volume in pieces is the newest that overlaps one of them", () => {
+	const pieces = fc.array(fc.tuple(fc.integer({ min: 1, max: 9 }), fc.integer({ min: 1, max: 9 })), { maxLength: 6 });
+	const writes = fc.array(fc.tuple(fc.nat(100), fc.integer({ min: 1, max: 30 })), { maxLength: 6 });
+	fc.assert(
+		fc.property(pieces, writes, (gaps, list) => {
+			let end = 0;
+			const runs = gaps.map(([gap, length]) => {
+				const start = end + gap;
+				end = start + length;
+				return { start: byteOffset(start), length: byteCount(length) };
+			});
+			const watches = new WatchSet(plan({ volumes: [{ runs }] }), DISK);
+			let expected = -1;
+			for (const [index, [start, length]] of list.entries()) {
+				watches.touchVolumes(start, length, index);
+				const hit = runs.some((run) => start < run.start + run.length && run.start < start + length);
+				if (hit) expected = index;
+				assert.equal(watches.lastWrite[0], expected);
+			}
+		}),
+	);
+});
+
 describe("view points", () => {
 	const pattern = Uint8Array.of(0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2);
 	const start = 1024 * 100;
-	const marked = { ...range(start + 8192, 65536), mark: { pattern, every: byteCount(1024) } };
-	const volumes = [{ start: byteOffset(start), length: byteCount(MiB) }];
+	const marked = { ...range(start + 8192, 65536), mark: { pattern, every: byteCount(1024), origin: start } };
+	const volumes = [{ runs: [{ start: byteOffset(start), length: byteCount(MiB) }] }];
 	const watches = new WatchSet(plan({ volumes, ranges: [range(start, 4096), marked] }), DISK);
 	/** A write of `length` bytes whose block at `recordAt` begins with the pattern. */
 	const viewPointOf = (offset: number, length: number, recordAt: number): number => {
@@ -155,5 +178,23 @@ describe("view points", () => {
 		assert.equal(viewPointOf(4096, 1024, 0), -1, "outside the range");
 		assert.equal(viewPointOf(0, 1024, 0), -1, "in a range without mark");
 		assert.equal(viewPointOf(8192 + 65536 - 1024, 2048, 1024), -1, "behind the journal's end");
+	});
+
+	test("of a volume in pieces are counted in each from where the volume would start there", () => {
+		// Bytes 5 KiB to 9 KiB of a volume with blocks of 2 KiB lie at 100 KiB: a block begins there 1 KiB later.
+		const piece = {
+			...range(100 * 1024, 4096),
+			mark: { pattern, every: byteCount(2048), origin: 100 * 1024 - 5 * 1024 },
+		};
+		const there = new WatchSet(plan({ ranges: [piece] }), DISK);
+		const source = new Uint8Array(4096);
+		source.set(pattern);
+		assert.equal(there.viewPointOf(101 * 1024, 2048, source, 0), 0);
+		assert.equal(there.viewPointOf(100 * 1024, 2048, source, 0), -1, "out of step");
+		assert.equal(there.viewPointOf(103 * 1024, 2048, source, 0), -1, "behind the piece's end");
+		assert.equal(there.viewPointOf(99 * 1024, 2048, source, 0), -1, "its first half lies in another piece");
+		// A piece of the volume's end that lies at the disk's start: the volume would start before the disk.
+		const early = { ...range(0, 8192), mark: { pattern, every: byteCount(4096), origin: -65536 } };
+		assert.equal(new WatchSet(plan({ ranges: [early] }), DISK).viewPointOf(4096, 4096, source, 0), 0);
 	});
 });

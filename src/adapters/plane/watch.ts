@@ -19,16 +19,19 @@ export interface WatchRange {
 	/** Byte position on the disk. */
 	readonly start: ByteOffset;
 	readonly length: ByteCount;
-	/** Blocks of `every` bytes, aligned to it from the volume's start, that begin with `pattern` are view points. */
-	readonly mark?: { readonly pattern: Uint8Array; readonly every: ByteCount };
+	/**
+	 * Blocks of `every` bytes that begin with `pattern` are view points. They are counted from `origin`: where on the disk
+	 * the volume would start if all of it lay as this range does, perhaps before the disk.
+	 */
+	readonly mark?: { readonly pattern: Uint8Array; readonly every: ByteCount; readonly origin: number };
 	/** The notice has no bytes: only where and when is asked for. */
 	readonly withoutBytes?: true;
 }
 
-/** A part of the disk whose last write is remembered. */
+/** Parts of the disk whose last write is remembered. */
 export interface WatchedVolume {
-	readonly start: ByteOffset;
-	readonly length: ByteCount;
+	/** Sorted, without overlap. */
+	readonly runs: readonly ByteRange[];
 	/** A view is taken whenever notices are collected and the volume was written since the last time. */
 	readonly viewWhenCollected?: boolean;
 }
@@ -100,6 +103,11 @@ export class WatchSet {
 			this.#regions.fill(1, Math.floor(start / REGION_BYTES), Math.ceil((start + length) / REGION_BYTES));
 	}
 
+	/** Something that may change what lies where was written since the last collection. */
+	get identityTouched(): boolean {
+		return this.#identityTouched;
+	}
+
 	/** True where a write may touch a watched range: the one question on the hot path. */
 	mayTouch(at: number, length: number): boolean {
 		const last = Math.floor((at + length - 1) / REGION_BYTES);
@@ -111,8 +119,9 @@ export class WatchSet {
 	touchVolumes(at: number, length: number, position: number): void {
 		const volumes = this.plan.volumes;
 		for (let i = 0; i < volumes.length; i++) {
-			const volume = volumes[i]!;
-			if (at < volume.start + volume.length && at + length > volume.start) this.lastWrite[i] = position;
+			const runs = volumes[i]!.runs;
+			const run = runs[firstEndingBehind(runs, at)];
+			if (run !== undefined && at + length > run.start) this.lastWrite[i] = position;
 		}
 	}
 
@@ -125,8 +134,9 @@ export class WatchSet {
 			const mark = range.mark;
 			if (mark === undefined) continue;
 			const end = at + length;
-			const aligned = (end - this.plan.volumes[range.volume]!.start) % mark.every === 0;
-			if (!aligned || length < mark.every || end > range.start + range.length) continue;
+			const first = end - mark.every;
+			const isInRange = first >= range.start && end <= range.start + range.length;
+			if (!isInRange || first < at || (first - mark.origin) % mark.every !== 0) continue;
 			if (startsWith(source, from + length - mark.every, mark.pattern)) return range.volume;
 		}
 		return -1;
@@ -170,6 +180,14 @@ export class WatchSet {
 
 /** The ranges that overlap a write, in order. */
 function overlapping<R extends ByteRange>(ranges: readonly R[], at: number, length: number): readonly R[] {
+	const first = firstEndingBehind(ranges, at);
+	let end = first;
+	while (end < ranges.length && ranges[end]!.start < at + length) end++;
+	return ranges.slice(first, end);
+}
+
+/** Index of the first range that reaches past `at`. */
+function firstEndingBehind(ranges: readonly ByteRange[], at: number): number {
 	let low = 0;
 	let high = ranges.length;
 	while (low < high) {
@@ -178,9 +196,7 @@ function overlapping<R extends ByteRange>(ranges: readonly R[], at: number, leng
 		if (range.start + range.length <= at) low = middle + 1;
 		else high = middle;
 	}
-	let end = low;
-	while (end < ranges.length && ranges[end]!.start < at + length) end++;
-	return ranges.slice(low, end);
+	return low;
 }
 
 function startsWith(source: Uint8Array, at: number, pattern: Uint8Array): boolean {

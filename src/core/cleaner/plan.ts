@@ -24,17 +24,17 @@ export interface DropPlan {
 	readonly young: BlockRun[];
 }
 
-/** The whole 4 KiB disk blocks inside a byte range of a volume that starts at `volumeStart`; undefined for none (L8). */
-export function wholeBlocks(range: ByteRange, volumeStart: number): BlockRun | undefined {
-	const block = Math.ceil((volumeStart + range.start) / BLOCK_SIZE);
-	const end = Math.floor((volumeStart + range.start + range.length) / BLOCK_SIZE);
+/** The whole 4 KiB disk blocks inside a byte range of the disk; undefined for none (L8). */
+export function wholeBlocks({ start, length }: ByteRange): BlockRun | undefined {
+	const block = Math.ceil(start / BLOCK_SIZE);
+	const end = Math.floor((start + length) / BLOCK_SIZE);
 	return end > block ? { block, count: end - block } : undefined;
 }
 
-/** The disk blocks that a byte range of such a volume touches. */
-export function touchedBlocks(range: ByteRange, volumeStart: number): BlockRun {
-	const block = Math.floor((volumeStart + range.start) / BLOCK_SIZE);
-	return { block, count: Math.ceil((volumeStart + range.start + range.length) / BLOCK_SIZE) - block };
+/** The disk blocks that a byte range of the disk touches. */
+export function touchedBlocks({ start, length }: ByteRange): BlockRun {
+	const block = Math.floor(start / BLOCK_SIZE);
+	return { block, count: Math.ceil((start + length) / BLOCK_SIZE) - block };
 }
 
 /**

@@ -134,6 +134,11 @@ const serveCommand = (): Command =>
 		.option("--tls-optional", "clients without TLS are served as well")
 		.option("--log-limit <size>", "most host space that each first image may take", parseSize)
 		.option("--quarantine <seconds>", "keep dropped blocks for so long, so that undo brings them back", parseSeconds)
+		.addOption(
+			new Option("--lvm-free <what>", "keep or drop what lies in LVM's free extents")
+				.choices(["keep", "drop"])
+				.default("keep"),
+		)
 		.option("--accept-changed-image", "serve although the second image was changed since the disk was closed")
 		.option("--print-qemu", "print how to attach each disk to QEMU and libvirt")
 		.option("--json", "print JSON, one line per disk")

@@ -38,6 +38,7 @@ interface ServeCommandOptions {
 	readonly acceptChangedImage?: boolean;
 	/** Milliseconds. */
 	readonly quarantine?: number;
+	readonly lvmFree: "keep" | "drop";
 	readonly printQemu?: boolean;
 	readonly json?: boolean;
 }
@@ -46,7 +47,7 @@ interface ServeCommandOptions {
 const BROKEN_CLOSE_MS = 10_000;
 
 export async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
-	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0 } = options;
+	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0, lvmFree } = options;
 	const addresses = addressesOf(options);
 	const tls = tlsFilesOf(options);
 	const log = openLog();
@@ -60,6 +61,7 @@ export async function serve(disks: readonly string[], options: ServeCommandOptio
 			readOnly,
 			acceptChangedImage,
 			quarantineMs: quarantine,
+			lvmFree,
 			...(addresses === undefined ? {} : { addresses }),
 			...(tls === undefined ? {} : { tls }),
 			...limitsOf(options),

@@ -16,15 +16,18 @@ import { touchedBlocks, wholeBlocks } from "../../core/cleaner/plan.ts";
 import { type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
 import type { LiveState } from "../../core/filesystems/live.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
+import { rangesOnDisk } from "../../core/volumes/areas.ts";
+import { runsOnDisk } from "../../core/volumes/pieces.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
-import { BLOCK_SIZE, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
+import { BLOCK_SIZE, byteCount, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
 import { Chronicle } from "./chronicle.ts";
 import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
 import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
+import { PhysicalVolumes } from "./physical-volumes.ts";
 import { provenRuns, settledBefore } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
@@ -67,14 +70,19 @@ export interface CleanerDisk {
 	readonly quarantineMs: number;
 	/** One line about a volume, whenever its state changes. */
 	readonly onVolume?: (line: string) => void;
+	/** What becomes of the extents that no logical volume of LVM has. Default: keep. */
+	readonly lvmFree?: LvmFree;
 }
+
+export type LvmFree = "keep" | "drop";
 
 /** What the cleaner asks of the world around the disk. The crash simulation has a world of its own. */
 export interface CleanerWorld {
+	/** Undefined where the guest divides the disk all the while. */
 	readonly identify: (
 		plane: PlanePort,
 		readView: ReadView,
-	) => Promise<Pick<Volumes, "list" | "judge" | "isStillTheSame">>;
+	) => Promise<Pick<Volumes, "list" | "judge" | "isStillTheSame"> | undefined>;
 	readonly allocated: (second: SecondImage) => HeldParts;
 	/** Milliseconds from some start; only grows. */
 	readonly now: () => number;
@@ -82,11 +90,14 @@ export interface CleanerWorld {
 	readonly youngRunsMax?: number;
 }
 
-const realWorld: CleanerWorld = {
-	identify: (plane, readView) => Volumes.identify(plane, readView),
-	allocated: ({ held }) => held,
-	now: () => performance.now(),
-};
+function realWorld({ lvmFree }: CleanerDisk, opened: LogPosition): CleanerWorld {
+	const physicalVolumes = lvmFree === "drop" ? new PhysicalVolumes(opened) : undefined;
+	return {
+		identify: (plane, readView) => Volumes.identify({ plane, readView, physicalVolumes }),
+		allocated: ({ held }) => held,
+		now: () => performance.now(),
+	};
+}
 
 /** Totals since the disk is served. */
 export interface CleanerCounters {
@@ -155,7 +166,7 @@ export class Cleaner {
 	#changedThrough = 0;
 
 	/** @param opened the log's position when the disk was opened */
-	constructor(disk: CleanerDisk, opened: LogPosition, world: CleanerWorld = realWorld) {
+	constructor(disk: CleanerDisk, opened: LogPosition, world: CleanerWorld = realWorld(disk, opened)) {
 		const { plane, firstFd, second } = disk;
 		const lastWritten = new LastWritten(divCeil(second.size, BLOCK_SIZE), opened);
 		this.#disk = disk;
@@ -242,6 +253,7 @@ export class Cleaner {
 		if (this.#volumes === undefined) {
 			this.#young.clear();
 			this.#volumes = await this.#world.identify(plane, readView);
+			if (this.#volumes === undefined) return;
 		}
 		const collected = await plane.ask("collect");
 		if (collected.lost || (collected.identityTouched && !(await this.#volumes.isStillTheSame()))) {
@@ -298,19 +310,20 @@ export class Cleaner {
 
 	/** Free whole blocks in the changed areas, and what was too young before, where it is still free. Sorted, found as it is walked. */
 	*#candidates(volume: ServedVolume, changed: readonly ByteRange[]): Generator<BlockRun> {
-		const { live, start } = volume;
+		const { live, areas } = volume;
 		const { young = [], rest } = this.#young.get(volume) ?? {};
-		for (const { block, count } of joinRuns([
-			...changed.map((range) => touchedBlocks(range, start)),
+		const looked = joinRuns([
+			...changed.flatMap((range) => rangesOnDisk(areas, range)).map(touchedBlocks),
 			...young,
 			...(rest === undefined ? [] : [rest]),
-		])) {
-			const from = Math.max(0, block * BLOCK_SIZE - start);
-			const to = (block + count) * BLOCK_SIZE - start;
-			for (const range of live!.freeRuns(byteOffset(from), byteOffset(to))) {
-				const run = wholeBlocks(range, start);
-				if (run !== undefined) yield run;
-			}
+		]);
+		const within = looked.map(({ block, count }) => ({
+			start: byteOffset(block * BLOCK_SIZE),
+			length: byteCount(count * BLOCK_SIZE),
+		}));
+		for (const range of runsOnDisk(areas, within, (from, to) => live!.freeRuns(from, to))) {
+			const run = wholeBlocks(range);
+			if (run !== undefined) yield run;
 		}
 	}
 

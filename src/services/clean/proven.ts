@@ -13,7 +13,9 @@ import { LIVE } from "../../adapters/plane/connection.ts";
 import { wholeBlocks } from "../../core/cleaner/plan.ts";
 import type { BlockRun } from "../../core/cleaner/runs.ts";
 import type { LiveState } from "../../core/filesystems/live.ts";
-import { byteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
+import type { Area } from "../../core/volumes/areas.ts";
+import { runsOnDisk } from "../../core/volumes/pieces.ts";
+import { type LogPosition, logPosition } from "../../foundations/units.ts";
 import type { ServedVolume } from "./volumes.ts";
 
 /** Runs of one answer; what comes behind them is unknown. 24 bytes each. */
@@ -22,8 +24,9 @@ const RUNS_MAX = 1 << 20;
 /** What is proven by the volumes' latest verdicts. */
 export function provenRuns(volumes: readonly ServedVolume[], runsMax = RUNS_MAX): Liveness {
 	const runs: number[] = [];
-	for (const volume of volumes.toSorted((a, b) => a.start - b.start))
-		for (const { block, count, writtenBefore } of provenIn(volume)) {
+	const areas = volumes.flatMap((volume) => volume.areas.map((area) => ({ volume, area })));
+	for (const { volume, area } of areas.sort((a, b) => a.area.diskStart - b.area.diskStart))
+		for (const { block, count, writtenBefore } of provenIn(volume, area)) {
 			if (runs.length === runsMax * 3) return { runs: Float64Array.from(runs) };
 			runs.push(block, count, writtenBefore);
 		}
@@ -37,15 +40,16 @@ export function provenRuns(volumes: readonly ServedVolume[], runsMax = RUNS_MAX)
 export const settledBefore = ({ settled, position }: LiveState & { readonly kind: "ready" }): LogPosition =>
 	logPosition(Math.min(settled, position));
 
-/** What is proven of a volume's whole blocks, in order, found as it is walked. */
-function* provenIn({ live, verdict, start, length }: ServedVolume): Generator<BlockRun & { writtenBefore: number }> {
+/** What is proven of the whole blocks in an area of a volume, in order, found as it is walked. */
+function* provenIn({ live, verdict }: ServedVolume, area: Area): Generator<BlockRun & { writtenBefore: number }> {
 	if (live === undefined || verdict?.kind !== "ready") return;
-	const whole = wholeBlocks({ start: byteOffset(0), length: byteCount(length) }, start);
+	const within = { start: area.diskStart, length: area.length };
+	const whole = wholeBlocks(within);
 	if (whole === undefined) return;
 	const writtenBefore = settledBefore(verdict);
 	let next = whole.block;
-	for (const range of live.freeRuns(byteOffset(0), byteOffset(length))) {
-		const free = wholeBlocks(range, start);
+	for (const range of runsOnDisk([area], [within], (from, to) => live.freeRuns(from, to))) {
+		const free = wholeBlocks(range);
 		if (free === undefined) continue;
 		if (free.block > next) yield { block: next, count: free.block - next, writtenBefore: LIVE };
 		yield { ...free, writtenBefore };

@@ -8,26 +8,38 @@
 //
 // A watch plan must be in force before the view on which a live volume starts: otherwise a write between the two
 // would be missed. So identification sets the plan, takes a newer view, and starts over where the plan changed.
+//
+// A live rule counts bytes from its volume's start. Where those lie, in one run of the disk or in many pieces of it
+// (core/volumes/pieces.ts), is known here alone: what it watches, what was written, and what is free is translated.
 
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/plane/watch.ts";
 import type { LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
+import type { Area } from "../../core/volumes/areas.ts";
+import { cutOut, inDiskOrder, piecesOf, placeInVolume } from "../../core/volumes/pieces.ts";
 import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
-import { type ByteSource, slice } from "../../foundations/source.ts";
-import { type ByteCount, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
-import { type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
+import type { ByteSource } from "../../foundations/source.ts";
+import { type ByteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
+import { contentOf, type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
 import { liveRules } from "./live-rules.ts";
+import type { PhysicalVolumes } from "./physical-volumes.ts";
 
 /** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
 const IDENTIFY_ROUNDS_MAX = 5;
+/** Runs of the disk that are watched for one volume; a journal in very small stripes would need more. */
+const WATCHED_RUNS_MAX = 1 << 16;
 
 /** One volume of the served disk. */
 export interface ServedVolume {
 	readonly id: string;
-	readonly start: number;
-	readonly length: number;
 	readonly type: string;
+	/**
+	 * Where it lies, in the disk's order; no other volume's. A physical volume of LVM has what no logical volume has.
+	 */
+	readonly areas: readonly Area[];
+	/** Its bytes, in a view of the disk. */
+	readonly contentOf: (disk: ByteSource) => ByteSource;
 	/** Undefined where no live rule applies; `reason` says why. */
 	readonly live: LiveVolume | undefined;
 	/** The latest verdict. */
@@ -49,6 +61,14 @@ export interface Verdict {
 	readonly state: LiveState;
 }
 
+/** What is asked of a served disk to find its volumes. */
+export interface VolumesDisk {
+	readonly plane: PlanePort;
+	readonly readView: ReadView;
+	/** Follows LVM's free extents; where not given, they are kept. */
+	readonly physicalVolumes?: PhysicalVolumes | undefined;
+}
+
 /** How a view of the disk is read. */
 export type ReadView = (view: ViewHandle) => ByteSource;
 
@@ -65,29 +85,26 @@ export class Volumes {
 		this.#identity = identity;
 	}
 
-	/** Identifies the disk's volumes and starts to watch them. */
-	static async identify(plane: PlanePort, readView: ReadView): Promise<Volumes> {
+	/** Identifies the disk's volumes and starts to watch them; undefined where the guest divides the disk all the while. */
+	static async identify(disk: VolumesDisk): Promise<Volumes | undefined> {
+		const { plane, readView } = disk;
 		let planned = "";
-		for (let round = 0; ; round++) {
+		for (let round = 0; round <= IDENTIFY_ROUNDS_MAX; round++) {
 			const view = await plane.ask("takeView");
 			try {
-				const source = readView(view);
-				const { volumes, identity } = await identifyVolumes(source);
-				const list = await Promise.all(volumes.map((volume) => openVolume(source, volume)));
+				const { volumes, identity } = await identifyVolumes(readView(view));
+				const all = volumes.flatMap((volume) => [volume, ...volume.children]);
+				const list = await Promise.all(all.map((volume) => openVolume(disk, view, volume)));
 				const plan = watchPlan(list, identity);
-				// Behind those that are watched, since notices tell a volume by its index in the plan.
-				list.push(...volumes.flatMap(({ children }) => children.map(servedInside)));
 				const key = JSON.stringify(plan, (_, value: unknown) => (value instanceof Uint8Array ? [...value] : value));
-				if (key === planned || round === IDENTIFY_ROUNDS_MAX) {
-					for (const volume of list) volume.waiting = [];
-					return new Volumes(plane, readView, list, identityKey(volumes));
-				}
+				if (key === planned) return new Volumes(plane, readView, list, identityKey(volumes));
 				await plane.ask("watch", plan);
 				planned = key;
 			} finally {
 				await plane.ask("releaseView", view.id);
 			}
 		}
+		return undefined;
 	}
 
 	/** True where the disk is divided as before and its volumes have the same owners. */
@@ -110,7 +127,7 @@ export class Volumes {
 			const point = collected.views[index];
 			const lastWrite = collected.lastWrite[index] ?? -1;
 			const verdict =
-				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, lastWrite);
+				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, index, lastWrite);
 			if (verdict !== undefined) verdicts.push(verdict);
 		}
 		return verdicts;
@@ -120,21 +137,22 @@ export class Volumes {
 	async #judgeAt(volume: ServedVolume, view: ViewHandle): Promise<Verdict> {
 		const live = volume.live!;
 		await live.observe(takeWritesUpTo(volume, view.position));
-		const state = await live.advance(this.#sourceOf(volume, view), view.position);
+		const state = await live.advance(volume.contentOf(this.#readView(view)), view.position);
 		return this.#conclude(volume, view, state);
 	}
 
 	/** Without new commits: once the volume has come to rest, was it unmounted cleanly? Asked once per rest. */
-	async #judgeQuiet(volume: ServedVolume, lastWrite: number): Promise<Verdict | undefined> {
+	async #judgeQuiet(volume: ServedVolume, index: number, lastWrite: number): Promise<Verdict | undefined> {
 		const rested = lastWrite === volume.lastWrite;
 		volume.lastWrite = lastWrite;
 		if (!rested || volume.lookedAt === lastWrite) return undefined;
+		const view = await this.#plane.ask("takeViewAtRest", { volume: index, lastWrite });
+		if (view === undefined) return undefined;
 		volume.lookedAt = lastWrite;
-		const view = await this.#plane.ask("takeView");
 		const live = volume.live!;
 		await live.observe(takeWritesUpTo(volume, view.position));
 		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
-		const state = await live.advanceClean(this.#sourceOf(volume, view), view.position, end);
+		const state = await live.advanceClean(volume.contentOf(this.#readView(view)), view.position, end);
 		// A mounted volume that merely rests keeps the verdict that its commits gave.
 		const before = volume.verdict;
 		if (state.kind === "keep" && before?.kind === "ready" && Number.isFinite(before.settled)) {
@@ -149,32 +167,54 @@ export class Volumes {
 		volume.reason = state.kind === "keep" ? state.reason : undefined;
 		return { volume, view, state };
 	}
-
-	#sourceOf(volume: ServedVolume, view: ViewHandle): ByteSource {
-		return slice(this.#readView(view), byteOffset(volume.start), byteCount(volume.length));
-	}
 }
 
-async function openVolume(disk: ByteSource, volume: IdentifiedVolume): Promise<ServedVolume> {
-	const { id, offset: start, size: length, type } = volume;
-	const served = { id, start, length, type, verdict: undefined, waiting: [], lastWrite: -1, lookedAt: undefined };
-	if (volume.kept !== null) return { ...served, live: undefined, reason: volume.kept };
-	const open = liveRules.get(type);
-	if (open === undefined) return { ...served, live: undefined, reason: `${type} is not cleaned while its VM runs yet` };
+async function openVolume(disk: VolumesDisk, view: ViewHandle, volume: IdentifiedVolume): Promise<ServedVolume> {
+	const { id, type } = volume;
+	const served = {
+		id,
+		type,
+		areas: ownAreas(volume),
+		contentOf: (source: ByteSource) => contentOf(source, volume),
+		verdict: undefined,
+		waiting: [],
+		lastWrite: -1,
+		lookedAt: undefined,
+	};
+	const kept = (reason: string): ServedVolume => ({ ...served, live: undefined, reason });
+	if (volume.kept !== null) return kept(volume.kept);
 	try {
-		const live = await open(slice(disk, start, length));
+		const live = await openLive(disk, view, volume);
+		if (typeof live === "string") return kept(live);
+		const watched = live.watch().reduce((runs, range) => runs + piecesOf(served.areas, range).length, 0);
+		if (watched > WATCHED_RUNS_MAX) return kept("its metadata lies in more pieces than can be watched");
 		return { ...served, type: live.type, live, reason: undefined };
 	} catch (error) {
 		if (!isVmsweepError(error) || (error.kind !== "corrupt" && error.kind !== "unsupported")) throw error;
-		return { ...served, live: undefined, reason: error.message };
+		return kept(error.message);
 	}
 }
 
-/** A volume inside another one, in the disk's own pieces: its live rule would have to see through them. */
-function servedInside({ id, offset: start, size: length, type, kept }: IdentifiedVolume): ServedVolume {
-	const reason = kept ?? `${type} in a logical volume is not cleaned while its VM runs yet`;
-	const rest = { live: undefined, verdict: undefined, waiting: [], lastWrite: -1, lookedAt: undefined };
-	return { id, start, length, type, reason, ...rest };
+/** Starts to follow a volume; or the sentence why that isn't done. */
+async function openLive(
+	{ plane, readView, physicalVolumes }: VolumesDisk,
+	view: ViewHandle,
+	volume: IdentifiedVolume,
+): Promise<LiveVolume | string> {
+	const { type, offset } = volume;
+	const content = contentOf(readView(view), volume);
+	if (type === "lvm-pv")
+		return (
+			(await physicalVolumes?.open(plane, view, offset, content)) ??
+			"its free extents are kept; vmsweep serve --lvm-free drop gives them back"
+		);
+	return (await liveRules.get(type)?.(content)) ?? `${type} is not cleaned while its VM runs yet`;
+}
+
+/** Where a volume lies, without what lies in volumes inside it. */
+function ownAreas({ areas, children }: IdentifiedVolume): readonly Area[] {
+	const inside = inDiskOrder(children.flatMap((child) => child.areas));
+	return inside.length === 0 ? inDiskOrder(areas) : cutOut(inDiskOrder(areas), inside);
 }
 
 /** The writes of a volume up to a position, taken off those that wait. */
@@ -183,7 +223,7 @@ function takeWritesUpTo(volume: ServedVolume, position: LogPosition): MetadataWr
 	const due = later < 0 ? volume.waiting : volume.waiting.slice(0, later);
 	volume.waiting = later < 0 ? [] : volume.waiting.slice(later);
 	return due.map(({ at, length, bytes, position: from, end }) => ({
-		at: byteOffset(at - volume.start),
+		at: byteOffset(placeInVolume(volume.areas, at)!),
 		length,
 		position: from,
 		end,
@@ -192,24 +232,27 @@ function takeWritesUpTo(volume: ServedVolume, position: LogPosition): MetadataWr
 }
 
 function watchPlan(list: readonly ServedVolume[], identity: readonly ByteRange[]): WatchPlan {
-	const ranges = list.flatMap((volume, index): WatchRange[] =>
-		(volume.live?.watch() ?? []).map(({ start, length, mark, withoutBytes }) => ({
-			volume: index,
-			start: byteOffset(volume.start + start),
+	return {
+		volumes: list.map(({ areas, live }) => ({
+			runs: live === undefined ? [] : joined(areas.map(({ diskStart: start, length }) => ({ start, length }))),
+			viewWhenCollected: live?.viewPoints === "any",
+		})),
+		ranges: list.flatMap(watchRanges).toSorted((a, b) => a.start - b.start),
+		identity: joined(identity),
+	};
+}
+
+/** What a volume's rule watches, on the disk: a range for each piece that it lies in. */
+function watchRanges({ areas, live }: ServedVolume, volume: number): WatchRange[] {
+	return (live?.watch() ?? []).flatMap(({ mark, withoutBytes, ...range }) =>
+		piecesOf(areas, range).map(({ diskStart, volumeStart, length }) => ({
+			volume,
+			start: diskStart,
 			length,
-			...(mark === undefined ? {} : { mark }),
+			...(mark === undefined ? {} : { mark: { ...mark, origin: diskStart - volumeStart } }),
 			...(withoutBytes === undefined ? {} : { withoutBytes }),
 		})),
 	);
-	return {
-		volumes: list.map(({ start, length, live }) => ({
-			start: byteOffset(start),
-			length: byteCount(length),
-			viewWhenCollected: live?.viewPoints === "any",
-		})),
-		ranges: ranges.toSorted((a, b) => a.start - b.start),
-		identity: joined(identity),
-	};
 }
 
 /** Sorts ranges and joins those that touch or overlap. */
@@ -225,8 +268,9 @@ function joined(ranges: readonly ByteRange[]): ByteRange[] {
 	return result;
 }
 
+/** Tells one state of how the disk is divided from every other; each change of LVM's metadata is one. */
 const identityKey = (volumes: readonly IdentifiedVolume[]): string =>
 	volumes
 		.flatMap((volume) => [volume, ...volume.children])
-		.map(({ id, offset, size, type, kept }) => `${id} ${offset} ${size} ${type} ${kept}`)
+		.map(({ id, offset, size, type, kept, metadata }) => `${id} ${offset} ${size} ${type} ${kept} ${metadata}`)
 		.join("\n");

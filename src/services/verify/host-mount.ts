@@ -1,6 +1,6 @@
 // Host mount: an NBD export as a block device and a mounted file system of this host, for a while.
 //
-//   export ─ nbdfuse ─► file ─ losetup (a volume's bytes of it) ─► block device ─ mount ─► folder
+//   export ─ nbdfuse ─► file ─ losetup ─► block device ─ mount ─► folder
 //
 // Whoever disposes of these in the opposite order leaves nothing behind, whatever has failed in between. This process serves the
 // export, so nothing here may wait for the file or the device without letting others have their turn.
@@ -48,15 +48,10 @@ export interface HostDevice extends AsyncDisposable {
 }
 
 /**
- * Attaches some bytes of an export as a block device; `folder` is made, and gets nbdfuse's file. Throws INTERRUPTED, or IO
+ * Attaches an export as a block device; `folder` is made, and gets nbdfuse's file. Throws INTERRUPTED, or IO
  * where a program fails.
  */
-export async function attachDevice(
-	uri: string,
-	folder: string,
-	{ start, length }: { readonly start: number; readonly length: number },
-	signal: AbortSignal,
-): Promise<HostDevice> {
+export async function attachDevice(uri: string, folder: string, signal: AbortSignal): Promise<HostDevice> {
 	await using stack = new AsyncDisposableStack();
 	await mkdir(folder, { recursive: true });
 	const fuse = stack.use(new RunningProgram("nbdfuse", [folder, uri]));
@@ -69,9 +64,8 @@ export async function attachDevice(
 			() => false,
 		);
 	}, signal);
-	const range = ["--offset", String(start), "--sizelimit", String(length)];
 	// Not ended by the signal: a device that nobody knows of would stay.
-	const { exitCode, stdout, stderr } = await runProgram("losetup", [...range, "--find", "--show", file]);
+	const { exitCode, stdout, stderr } = await runProgram("losetup", ["--find", "--show", file]);
 	if (exitCode !== 0) throw failed("losetup", stderr);
 	const path = stdout.trim();
 	stack.defer(async () => {

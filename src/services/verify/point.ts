@@ -13,6 +13,7 @@ import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
 import { appendRun, type BlockRun, blocksIn, piecesOf } from "../../core/cleaner/runs.ts";
 import { ABSENT, ZERO } from "../../core/log/first-image.ts";
+import type { Area } from "../../core/volumes/areas.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
 import type { Judged } from "../clean/cleaner.ts";
 import { provenRuns } from "../clean/proven.ts";
@@ -27,8 +28,8 @@ const RUNS_MAX = 1 << 20;
 export interface VerifyVolume {
 	readonly id: string;
 	readonly type: string;
-	readonly start: number;
-	readonly length: number;
+	/** Where its bytes lie on the disk, in the disk's order. */
+	readonly areas: readonly Area[];
 	/** Why nothing of it may be dropped; null where something may. */
 	readonly kept: string | null;
 	readonly droppableBytes: number;
@@ -60,12 +61,11 @@ export async function droppableAt(
 				const plan = planDrops(unpackLocated(located).map(placed), writtenBefore, lastWritten);
 				for (const run of plan.settled.toSorted((a, b) => a.block - b.block)) appendRun(runs, run.block, run.count);
 			}
-		const { id, type, start, length } = volume;
+		const { id, type, areas } = volume;
 		found.push({
 			id,
 			type,
-			start,
-			length,
+			areas,
 			kept: reasonOf(volume, runs.length > 0),
 			droppableBytes: blocksIn(runs) * BLOCK_SIZE,
 			isPartial: proven.runs.length === RUNS_MAX * 3,

@@ -22,8 +22,11 @@ import { type OfferedDisk, offerDisks } from "../../adapters/nbd/disk-server.ts"
 import { exportUri } from "../../adapters/nbd/listen-address.ts";
 import { runProgram } from "../../adapters/os/programs.ts";
 import { joinRuns, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import { segmentEnd } from "../../core/volumes/areas.ts";
+import { piecesOf } from "../../core/volumes/pieces.ts";
 import { isVmsweepError, VmsweepError } from "../../foundations/errors.ts";
 import type { ByteSource } from "../../foundations/source.ts";
+import { type ByteOffset, byteCount } from "../../foundations/units.ts";
 import { runOnDisk } from "../disk-commands.ts";
 import { isDiskServed } from "../disk-directory.ts";
 import type { LongRunning } from "../progress.ts";
@@ -225,12 +228,12 @@ class Verifier {
 			skippedBecause(each) === null ? unpackRuns(Float64Array.from(each.runs)) : [],
 		);
 		const patterned = [...packRuns(joinRuns(droppable))];
-		const disks = new Map<Side, OfferedDisk>();
+		const disks = new Map<string, OfferedDisk>();
 		for (const side of ["real", "patterned"] as const) {
 			const file = await open(join(this.#folder, `${side}.overlay`), "wx+", 0o600);
 			stack.defer(() => file.close());
 			const disk = new OverlaidDisk(source, side === "real" ? [] : patterned, file, OVERLAY_BYTES_MAX);
-			disks.set(side, this.#noticingFailures(disk));
+			for (const each of chosen) disks.set(exportOf(side, each), this.#noticingFailures(volumeOf(disk, each)));
 		}
 		stack.use(await offerDisks(join(this.#folder, "nbd.sock"), disks));
 		const verdicts: VolumeVerdict[] = [];
@@ -323,17 +326,17 @@ class Verifier {
 	 */
 	async #look(
 		side: Side,
-		{ id, start, length }: VerifyVolume,
+		volume: VerifyVolume,
 		checker: Checker,
 		{ checks, lists }: { readonly checks: boolean; readonly lists: boolean },
 	): Promise<Looked> {
 		const { mount = true } = this.#options;
 		const signal = this.#signal;
 		const step = (what: string): void =>
-			this.#options.onProgress?.({ step: `${id}, ${side} view: ${what}`, done: 0, total: null });
+			this.#options.onProgress?.({ step: `${volume.id}, ${side} view: ${what}`, done: 0, total: null });
 		step("attaching it");
-		const uri = exportUri({ kind: "unix", path: join(this.#folder, "nbd.sock") }, side);
-		await using device = await attachDevice(uri, join(this.#folder, `${side}.fuse`), { start, length }, signal);
+		const uri = exportUri({ kind: "unix", path: join(this.#folder, "nbd.sock") }, exportOf(side, volume));
+		await using device = await attachDevice(uri, join(this.#folder, `${side}.fuse`), signal);
 		let problem: string | undefined = mount ? undefined : "mounting was not wanted";
 		if (mount) {
 			step("replaying its journal");
@@ -354,7 +357,7 @@ class Verifier {
 			const worker = fileURLToPath(new URL("./list-files-worker.ts", import.meta.url));
 			const { exitCode, stderr } = await runProgram(process.execPath, [worker, folder], { signal, outputFile: list });
 			if (exitCode !== 0)
-				throw new VmsweepError("IO", `the files of volume ${id} could not be listed: ${stderr.trim()}`);
+				throw new VmsweepError("IO", `the files of volume ${volume.id} could not be listed: ${stderr.trim()}`);
 		});
 		return problem === undefined ? { list, checked } : { problem, checked };
 	}
@@ -414,11 +417,28 @@ async function compareFiles(real: Looked, other: Looked, found: Findings): Promi
 }
 
 /** Why a volume isn't looked at; null where it is. */
-function skippedBecause({ id, type, kept }: VerifyVolume): string | null {
+function skippedBecause({ type, kept }: VerifyVolume): string | null {
 	if (kept !== null) return `nothing of it would be dropped: ${kept}`;
-	// Ids of logical volumes have a path's form: their pieces may lie anywhere on the disk, and a loop device needs one.
-	if (id.includes("/")) return "logical volumes are not verified yet";
 	return checkers.has(type) ? null : `no checker is known for ${type}`;
+}
+
+const exportOf = (side: Side, { id }: VerifyVolume): string => `${side}/${id}`;
+
+/** A volume of an offered disk, in however many pieces it lies there. */
+function volumeOf(disk: OverlaidDisk, { areas }: VerifyVolume): OfferedDisk {
+	const eachPiece = async (
+		at: ByteOffset,
+		bytes: Uint8Array,
+		work: (at: ByteOffset, bytes: Uint8Array) => Promise<void>,
+	): Promise<void> => {
+		for (const { diskStart, volumeStart, length } of piecesOf(areas, { start: at, length: byteCount(bytes.length) }))
+			await work(diskStart, bytes.subarray(volumeStart - at, volumeStart - at + length));
+	};
+	return {
+		size: byteCount(Math.max(0, ...areas.map(segmentEnd))),
+		read: (at, into) => eachPiece(at, into, (place, bytes) => disk.read(place, bytes)),
+		write: (at, from) => eachPiece(at, from, (place, bytes) => disk.write(place, bytes)),
+	};
 }
 
 const linesOf = (path: string): AsyncIterable<string> => createInterface({ input: createReadStream(path) });

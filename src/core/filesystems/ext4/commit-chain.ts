@@ -56,9 +56,12 @@ export class CommitChain {
 	#head: { position: number; sequence: number } | null = null;
 	/** Control blocks of the transaction at the head, by journal block. */
 	readonly #pending = new Map<number, Control>();
-	/** Structure blocks among the blocks that the pending descriptors announce, by journal block. */
-	readonly #announced = new Map<number, number>();
-	/** Checksums of those blocks' contents, by journal block. */
+	/** Which of the blocks that the pending descriptors announce are structure blocks, by journal block. */
+	readonly #announced = new Map<number, boolean>();
+	/**
+	 * Checksums of those structure blocks' contents, by journal block; and of blocks that came before their descriptor, as
+	 * they do where the journal lies in stripes.
+	 */
 	readonly #sums = new Map<number, number>();
 	/** Transactions from the tail on. */
 	#transactions: { sequence: number; start: number }[] = [];
@@ -205,13 +208,14 @@ export class CommitChain {
 			if (head !== null) this.#feedCommit(commit, block);
 			return;
 		}
-		if (this.#announced.has(logical)) this.#sums.set(logical, crc32c(0, block));
+		const isStructure = this.#announced.get(logical) ?? (head !== null && header === null);
+		if (isStructure) this.#sums.set(logical, crc32c(0, block));
 		if (head === null || header === null || header.sequence !== head.sequence) return;
 		if (header.blockType === BLOCK_DESCRIPTOR && isTailChecksumRight(block, this.#info)) {
 			const tags = parseTags(block, this.#info);
 			this.#pending.set(logical, { kind: "descriptor", tags });
 			for (const [index, tag] of tags.entries())
-				if (this.#isStructure(tag.block)) this.#announced.set(ringStep(this.#info, logical, 1 + index), tag.block);
+				this.#announced.set(ringStep(this.#info, logical, 1 + index), this.#isStructure(tag.block));
 		} else if (header.blockType === BLOCK_REVOKE && isTailChecksumRight(block, this.#info)) {
 			try {
 				const revoked = parseRevoked(block, this.#info).filter(this.#isStructure);

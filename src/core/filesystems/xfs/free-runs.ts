@@ -1,16 +1,19 @@
-// Free runs of a whole volume: pairs of block numbers, sorted, in one list for all allocation groups.
+// Free runs of a whole volume: pairs of block numbers, sorted, one list per allocation group.
 //
-//   first      0        1            2                     runs of group g: first[g] … first[g + 1] - 1
-//   runs     [start,length][…]  [start,length]  […]…       blocks within the group, 8 bytes per run
+//   group 0   [start,length][…]          blocks within the group, 8 bytes per run
+//   group 1   [start,length]
+//   open      [start,length][…] ▸        the group that is being read; then it takes its place, as long as it has to be
 //
 // A bitmap of 8 TiB would take 256 MiB, and most volumes have few runs; so runs are listed, and where there are more of
-// them than a bounded list holds, the group that would overflow it is kept whole.
+// them than a bounded list holds, the group that would overflow it is kept whole. A group can be read again at any
+// time: its new runs replace those it had.
 
 import { VmsweepError } from "../../../foundations/errors.ts";
 
 /** 80 MiB; a volume that needs more has more than ten million pieces of free space. */
 const MAX_RUNS = 10 << 20;
-const RUNS_PER_CHUNK = 1 << 14;
+const RUNS_AT_FIRST = 1 << 10;
+const NO_RUNS = new Uint32Array(0);
 
 /** A run of blocks; what `start` counts from is said where it is used. */
 export interface BlockRun {
@@ -19,84 +22,89 @@ export interface BlockRun {
 }
 
 export class FreeRuns {
-	readonly #chunks: Uint32Array[] = [];
-	/** Index of each finished group's first run. */
-	readonly #first: number[] = [0];
+	readonly #groups: Uint32Array[] = [];
 	readonly #maxRuns: number;
-	#count = 0;
+	/** Runs of all groups but the open one. */
+	#closedCount = 0;
+	#open = new Uint32Array(2 * RUNS_AT_FIRST);
+	#openCount = 0;
+	#openGroup = -1;
 
 	constructor(maxRuns: number = MAX_RUNS) {
 		this.#maxRuns = maxRuns;
 	}
 
-	/** Groups finished so far; the open group has this number. */
-	get groupCount(): number {
-		return this.#first.length - 1;
+	/** Begins with a group afresh: what it had is gone. */
+	openGroup(group: number): void {
+		this.#closedCount -= this.#runs(group).length / 2;
+		this.#groups[group] = NO_RUNS;
+		this.#openGroup = group;
+		this.#openCount = 0;
 	}
 
 	/** Adds a run behind all others of the open group; joins it with the last one where they touch. Throws VOLUME_DAMAGED. */
 	add(start: number, length: number): void {
-		if (this.#count > this.#first.at(-1)!) {
-			const last = this.#count - 1;
-			const lastEnd = this.#start(last) + this.#length(last);
+		const last = 2 * (this.#openCount - 1);
+		if (last >= 0) {
+			const lastEnd = this.#open[last]! + this.#open[last + 1]!;
 			if (start < lastEnd) throw new VmsweepError("VOLUME_DAMAGED", `free blocks ${start} come before ${lastEnd}`);
 			if (start === lastEnd) {
-				this.#set(last, this.#start(last), this.#length(last) + length);
+				this.#open[last + 1]! += length;
 				return;
 			}
 		}
-		if (this.#count >= this.#maxRuns)
+		if (this.#closedCount + this.#openCount >= this.#maxRuns)
 			throw new VmsweepError("VOLUME_DAMAGED", `the volume has more than ${this.#maxRuns} pieces of free space`);
-		if (this.#count === this.#chunks.length * RUNS_PER_CHUNK) this.#chunks.push(new Uint32Array(2 * RUNS_PER_CHUNK));
-		this.#set(this.#count++, start, length);
+		const at = 2 * this.#openCount++;
+		if (at === this.#open.length) {
+			const larger = new Uint32Array(2 * at);
+			larger.set(this.#open);
+			this.#open = larger;
+		}
+		this.#open[at] = start;
+		this.#open[at + 1] = length;
 	}
 
 	/** Ends the open group. */
 	closeGroup(): void {
-		this.#first.push(this.#count);
+		this.#groups[this.#openGroup] = this.#openCount === 0 ? NO_RUNS : this.#open.slice(0, 2 * this.#openCount);
+		this.#closedCount += this.#openCount;
+		this.#openGroup = -1;
 	}
 
 	/** Ends the open group with no free run in it: it is kept whole. */
 	dropGroup(): void {
-		this.#count = this.#first.at(-1)!;
+		this.#openCount = 0;
 		this.closeGroup();
 	}
 
-	/** The runs of a group, the open one included, in order. */
+	/** The runs of a group, the open one included, in order, from the one that holds or follows block `from`. */
 	*runsOf(group: number, from = 0): Generator<BlockRun> {
-		const end = group < this.groupCount ? this.#first[group + 1]! : this.#count;
-		for (let index = this.#search(group, end, from); index < end; index++)
-			yield { start: this.#start(index), length: this.#length(index) };
+		const runs = this.#runs(group);
+		for (let at = search(runs, from); at < runs.length; at += 2) yield { start: runs[at]!, length: runs[at + 1]! };
 	}
 
 	/** True where one of the group's runs has a block of `[from, to)`. */
 	overlaps(group: number, from: number, to: number): boolean {
-		const end = group < this.groupCount ? this.#first[group + 1]! : this.#count;
-		const index = this.#search(group, end, from);
-		return index < end && this.#start(index) < to;
+		const runs = this.#runs(group);
+		const at = search(runs, from);
+		return at < runs.length && runs[at]! < to;
 	}
 
-	/** Index of the group's first run that ends behind `from`. */
-	#search(group: number, end: number, from: number): number {
-		let low = this.#first[group]!;
-		let high = end;
-		while (low < high) {
-			const middle = (low + high) >>> 1;
-			if (this.#start(middle) + this.#length(middle) <= from) low = middle + 1;
-			else high = middle;
-		}
-		return low;
+	#runs(group: number): Uint32Array {
+		if (group === this.#openGroup) return this.#open.subarray(0, 2 * this.#openCount);
+		return this.#groups[group] ?? NO_RUNS;
 	}
+}
 
-	#start(index: number): number {
-		return this.#chunks[Math.floor(index / RUNS_PER_CHUNK)]![2 * (index % RUNS_PER_CHUNK)]!;
+/** Index of the first run that ends behind `from`. */
+function search(runs: Uint32Array, from: number): number {
+	let low = 0;
+	let high = runs.length / 2;
+	while (low < high) {
+		const middle = (low + high) >>> 1;
+		if (runs[2 * middle]! + runs[2 * middle + 1]! <= from) low = middle + 1;
+		else high = middle;
 	}
-	#length(index: number): number {
-		return this.#chunks[Math.floor(index / RUNS_PER_CHUNK)]![2 * (index % RUNS_PER_CHUNK) + 1]!;
-	}
-	#set(index: number, start: number, length: number): void {
-		const chunk = this.#chunks[Math.floor(index / RUNS_PER_CHUNK)]!;
-		chunk[2 * (index % RUNS_PER_CHUNK)] = start;
-		chunk[2 * (index % RUNS_PER_CHUNK) + 1] = length;
-	}
+	return 2 * low;
 }

@@ -6,7 +6,9 @@
 // many groups are read at once, since a volume that has grown from a small image has thousands of them.
 
 import { isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
+import type { ByteRange } from "../../../foundations/guest-map.ts";
 import { viewOf } from "../../../foundations/struct.ts";
+import { type ByteOffset, byteCount, byteOffset } from "../../../foundations/units.ts";
 import { FreeRuns } from "./free-runs.ts";
 import { readFreeTree, type TreeRoot } from "./free-space.ts";
 import { AGF_MAGIC, Agf } from "./layout.ts";
@@ -20,16 +22,6 @@ const MAX_WARNINGS = 16;
 /** With so many, reading on tells nobody anything. */
 const MAX_BAD_GROUPS = 4096;
 
-/** What is free in a volume. */
-export interface Allocation {
-	readonly runs: FreeRuns;
-	readonly freeBlocks: number;
-	/** What the superblock's counter should say: also blocks that groups hold for their trees or that are in these. */
-	readonly countedBlocks: number;
-	readonly badGroupCount: number;
-	readonly warnings: readonly string[];
-}
-
 interface AgfFacts {
 	readonly root: TreeRoot;
 	readonly freeBlocks: number;
@@ -38,47 +30,99 @@ interface AgfFacts {
 	readonly longest: number;
 }
 
-/**
- * Reads all groups. `newerThanLog` tells whether a log position lies behind the end of the log, which kernels take
- * for damage. Throws only what the source throws.
- */
-export async function readGroups(
-	view: MetadataView,
-	geometry: Geometry,
-	newerThanLog: (lsn: bigint) => boolean,
-): Promise<Allocation> {
-	const runs = new FreeRuns();
-	const warnings: string[] = [];
-	let freeBlocks = 0;
-	let countedBlocks = 0;
-	let badGroupCount = 0;
-	for (let from = 0; from < geometry.agCount; from += GROUPS_AT_ONCE) {
-		const groups = Array.from({ length: Math.min(GROUPS_AT_ONCE, geometry.agCount - from) }, (_, i) => from + i);
-		const agfs = await Promise.all(groups.map((group) => orDamage(readAgf(view, geometry, group, newerThanLog))));
-		for (const [index, agf] of agfs.entries()) {
-			const group = groups[index]!;
-			const read = async (facts: AgfFacts): Promise<AgfFacts> => {
-				await readGroup(view, geometry, facts, runs, newerThanLog);
-				return facts;
-			};
-			const facts = typeof agf === "string" ? agf : await orDamage(read(agf));
-			if (typeof facts !== "string") {
-				runs.closeGroup();
-				freeBlocks += facts.freeBlocks;
-				countedBlocks += facts.freeBlocks + facts.heldBlocks + facts.treeBlocks;
-				continue;
-			}
-			runs.dropGroup();
-			if (badGroupCount === MAX_BAD_GROUPS)
-				throw damaged(`more than ${MAX_BAD_GROUPS} of its allocation groups are damaged; run xfs_repair in the guest`);
-			if (++badGroupCount <= MAX_WARNINGS)
-				warnings.push(`allocation group ${group} is kept whole: ${facts}; run xfs_repair in the guest`);
+/** What is free in a volume: all groups, each as it was last read. */
+export class Allocation {
+	readonly geometry: Geometry;
+	readonly runs = new FreeRuns();
+	/** Per group: free blocks, and how many the superblock's counter has for it. */
+	readonly #free: Float64Array;
+	readonly #counted: Float64Array;
+	/** Groups that are kept whole, and why. */
+	readonly #damaged = new Map<number, string>();
+
+	constructor(geometry: Geometry) {
+		this.geometry = geometry;
+		this.#free = new Float64Array(geometry.agCount);
+		this.#counted = new Float64Array(geometry.agCount);
+	}
+
+	get freeBlocks(): number {
+		return sumOf(this.#free);
+	}
+	/** What the superblock's counter should say: also blocks that groups hold for their trees or that are in these. */
+	get countedBlocks(): number {
+		return sumOf(this.#counted);
+	}
+	get badGroupCount(): number {
+		return this.#damaged.size;
+	}
+	get warnings(): readonly string[] {
+		const warnings = [...this.#damaged]
+			.slice(0, MAX_WARNINGS)
+			.map(([group, why]) => `allocation group ${group} is kept whole: ${why}; run xfs_repair in the guest`);
+		if (this.#damaged.size > MAX_WARNINGS)
+			warnings.push(`${this.#damaged.size - MAX_WARNINGS} more allocation groups are kept whole`);
+		return warnings;
+	}
+
+	/**
+	 * Reads groups, for the first time or again. `newerThanLog` tells whether a log position lies behind the end of the log,
+	 * which kernels take for damage. Throws only what the source throws, and VOLUME_DAMAGED where too many groups are damaged.
+	 */
+	async read(view: MetadataView, groups: readonly number[], newerThanLog: (lsn: bigint) => boolean): Promise<void> {
+		for (let from = 0; from < groups.length; from += GROUPS_AT_ONCE) {
+			const some = groups.slice(from, from + GROUPS_AT_ONCE);
+			const agfs = await Promise.all(some.map((group) => orDamage(readAgf(view, this.geometry, group, newerThanLog))));
+			for (const [index, agf] of agfs.entries()) await this.#readGroup(view, some[index]!, agf, newerThanLog);
 		}
 	}
-	if (badGroupCount > MAX_WARNINGS)
-		warnings.push(`${badGroupCount - MAX_WARNINGS} more allocation groups are kept whole`);
-	return { runs, freeBlocks, countedBlocks, badGroupCount, warnings };
+
+	async #readGroup(
+		view: MetadataView,
+		group: number,
+		agf: AgfFacts | string,
+		newerThanLog: (lsn: bigint) => boolean,
+	): Promise<void> {
+		this.#damaged.delete(group);
+		this.runs.openGroup(group);
+		const why =
+			typeof agf === "string" ? agf : await orDamage(readGroup(view, this.geometry, agf, this.runs, newerThanLog));
+		if (typeof agf !== "string" && why === undefined) {
+			this.runs.closeGroup();
+			this.#free[group] = agf.freeBlocks;
+			this.#counted[group] = agf.freeBlocks + agf.heldBlocks + agf.treeBlocks;
+			return;
+		}
+		this.runs.dropGroup();
+		this.#free[group] = 0;
+		this.#counted[group] = 0;
+		if (this.#damaged.size === MAX_BAD_GROUPS)
+			throw damaged(`more than ${MAX_BAD_GROUPS} of its allocation groups are damaged; run xfs_repair in the guest`);
+		this.#damaged.set(group, why!);
+	}
+
+	/** Free runs inside `[from, to)` of the volume, in order, in bytes. */
+	*freeRuns(from: ByteOffset, to: ByteOffset): Generator<ByteRange> {
+		const { blockSize, agBlocks, agCount } = this.geometry;
+		const groupBytes = agBlocks * blockSize;
+		for (let group = Math.floor(from / groupBytes); group < agCount; group++) {
+			const groupStart = group * groupBytes;
+			if (groupStart >= to) return;
+			const firstBlock = Math.max(0, Math.floor((from - groupStart) / blockSize));
+			for (const run of this.runs.runsOf(group, firstBlock)) {
+				const start = Math.max(from, groupStart + run.start * blockSize);
+				const end = Math.min(to, groupStart + (run.start + run.length) * blockSize);
+				if (start >= to) return;
+				if (end > start) yield { start: byteOffset(start), length: byteCount(end - start) };
+			}
+		}
+	}
 }
+
+/** Every group of a volume. */
+export const allGroups = ({ agCount }: Geometry): number[] => Array.from({ length: agCount }, (_, group) => group);
+
+const sumOf = (numbers: Float64Array): number => numbers.reduce((sum, number) => sum + number, 0);
 
 /** The result, or what is damaged. Other errors (IO, the budget of reads) go on. */
 async function orDamage<T>(work: Promise<T>): Promise<T | string> {

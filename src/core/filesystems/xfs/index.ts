@@ -7,12 +7,11 @@
 import { VmsweepError } from "../../../foundations/errors.ts";
 import type { FileSystemMap, FileSystemReader, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
-import { byteCount, byteOffset } from "../../../foundations/units.ts";
+import { byteCount } from "../../../foundations/units.ts";
 import { keptWhole, reasonToKeep } from "../kept-volume.ts";
-import type { Allocation } from "./groups.ts";
-import { readGroups } from "./groups.ts";
+import { Allocation, allGroups } from "./groups.ts";
 import { findLogEnds, type LogEnds } from "./log-ends.ts";
-import { LogRing } from "./log-records.ts";
+import { isBehindHead, LogRing } from "./log-records.ts";
 import { MetadataView, type Overlay } from "./metadata-view.ts";
 import type { Geometry, LogPlace } from "./open.ts";
 import { identify, parseSuperblock, readSuperblock } from "./open.ts";
@@ -40,7 +39,8 @@ export const readXfs: FileSystemReader = async (volume) => {
 		state = ends.clean && !ends.mountedSince ? "clean" : "dirty";
 		const view = new MetadataView(volume, await recover(volume, geometry, ring, ends));
 		await checkSuperblockAgain(view, geometry, volume);
-		const allocation = await readGroups(view, geometry, (lsn) => isBehind(lsn, ends.headLsn));
+		const allocation = new Allocation(geometry);
+		await allocation.read(view, allGroups(geometry), (lsn) => isBehindHead(lsn, ends.headLsn));
 		if (ends.clean) checkTotal(geometry, allocation);
 		return describe(geometry, allocation, state);
 	} catch (error) {
@@ -59,7 +59,7 @@ async function recover(volume: ByteSource, geometry: Geometry, ring: LogRing, en
 			"it is mounted, or was not unmounted cleanly, and format version 4 can't tell its true state; mount and unmount it in the guest",
 		);
 	if (geometry.unknownLogFeatures !== 0) throw unknownLogFeatures(geometry);
-	return await replayLog(volume, geometry, ring, ends);
+	return (await replayLog(volume, geometry, ring, ends)).overlay();
 }
 
 const unknownLogFeatures = (geometry: Geometry): VmsweepError =>
@@ -89,17 +89,12 @@ function checkTotal({ freeDataBlocks }: Geometry, { badGroupCount, countedBlocks
 		);
 }
 
-/** Does a block's log position lie behind the log's head? Kernels take such a block for damaged (`xfs_log_check_lsn`). */
-const isBehind = (lsn: bigint, head: bigint): boolean => lsn > head && lsn !== 0xffff_ffff_ffff_ffffn;
-
 /**
  * `freeBytes` is what the trees of free extents hold. `df` says more and less: it also counts the few blocks that each
  * group holds ready for its trees, and those that the trees themselves take, and leaves out what is reserved.
  */
 function describe(geometry: Geometry, allocation: Allocation, state: VolumeState): FileSystemMap {
-	const { identity, blockSize, agBlocks, dataBlocks } = geometry;
-	const { runs } = allocation;
-	const groupBytes = agBlocks * blockSize;
+	const { identity, blockSize, dataBlocks } = geometry;
 	return {
 		type: "xfs",
 		uuid: identity.uuid,
@@ -111,18 +106,6 @@ function describe(geometry: Geometry, allocation: Allocation, state: VolumeState
 		freeBytes: byteCount(allocation.freeBlocks * blockSize),
 		kept: null,
 		warnings: allocation.warnings,
-		*freeRuns(from, to) {
-			for (let group = Math.floor(from / groupBytes); group < runs.groupCount; group++) {
-				const groupStart = group * groupBytes;
-				if (groupStart >= to) return;
-				const firstBlock = Math.max(0, Math.floor((from - groupStart) / blockSize));
-				for (const run of runs.runsOf(group, firstBlock)) {
-					const start = Math.max(from, groupStart + run.start * blockSize);
-					const end = Math.min(to, groupStart + (run.start + run.length) * blockSize);
-					if (start >= to) return;
-					if (end > start) yield { start: byteOffset(start), length: byteCount(end - start) };
-				}
-			}
-		},
+		freeRuns: (from, to) => allocation.freeRuns(from, to),
 	};
 }

@@ -87,6 +87,7 @@ export const LogRecordHeader = struct("xlog_rec_header", 512, {
 	lsn: bits64be(16),
 	tailLsn: bits64be(24),
 	checksum: u32le(32),
+	previousSector: u32be(36),
 	operationCount: u32be(40),
 	cycleData: bytes(44, 256),
 	format: u32be(300),

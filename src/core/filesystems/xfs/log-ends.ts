@@ -154,7 +154,8 @@ async function isUnmount(ring: LogRing, record: LogRecord): Promise<boolean> {
 	return record.checksum === 0 || isRecordChecksumRight(record, bytes);
 }
 
-function headLsnAfter(ring: LogRing, record: LogRecord): bigint {
+/** Where the record behind `record` goes. */
+export function headLsnAfter(ring: LogRing, record: LogRecord): bigint {
 	const head = record.sector + record.sectors;
 	return head >= ring.length ? lsnOf(record.cycle + 1, head - ring.length) : lsnOf(record.cycle, head);
 }

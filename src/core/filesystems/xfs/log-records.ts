@@ -8,6 +8,7 @@
 // as they are on the disk. ("The Journaling Log"; `xlog_unpack_data`, `xlog_cksum` in Linux.)
 
 import { crc32c, crc32cWithout } from "../../../foundations/crc.ts";
+import { VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
@@ -17,6 +18,7 @@ import {
 	LOG_BYTES_PER_HEADER,
 	LOG_EXTENSION_SUMMED,
 	LOG_EXTENSION_WORDS_AT,
+	LOG_FORMAT_LINUX_LITTLE_ENDIAN,
 	LOG_HEADER_SUMMED,
 	LOG_RECORD_MAGIC,
 	LOG_RECORD_MAX_BYTES,
@@ -31,10 +33,13 @@ export class LogRing {
 	readonly length: number;
 	readonly #volume: ByteSource;
 	readonly #start: number;
+	readonly #aheadSectors: number;
 	/** What was read last for a walk: its first sector and bytes. */
 	#held: { first: number; bytes: Uint8Array } = { first: 0, bytes: new Uint8Array(0) };
 
-	constructor(volume: ByteSource, place: LogPlace) {
+	/** @param aheadSectors how far `readAhead` reads at once */
+	constructor(volume: ByteSource, place: LogPlace, aheadSectors: number = READ_AHEAD_SECTORS) {
+		this.#aheadSectors = aheadSectors;
 		this.length = place.basicBlocks;
 		this.#volume = volume;
 		this.#start = place.start;
@@ -68,7 +73,7 @@ export class LogRing {
 		if (at + count > this.length) return await this.read(at, count);
 		let offset = (at - this.#held.first) * BASIC_BLOCK;
 		if (offset < 0 || offset + count * BASIC_BLOCK > this.#held.bytes.length) {
-			const ahead = Math.min(Math.max(count, READ_AHEAD_SECTORS), this.length - at);
+			const ahead = Math.min(Math.max(count, this.#aheadSectors), this.length - at);
 			const start = byteOffset(this.#start + at * BASIC_BLOCK);
 			this.#held = { first: at, bytes: await readBytes(this.#volume, start, ahead * BASIC_BLOCK) };
 			offset = 0;
@@ -96,6 +101,8 @@ export interface LogRecord {
 	readonly cycle: number;
 	readonly lsn: bigint;
 	readonly tailLsn: bigint;
+	/** First sector of the record before it. */
+	readonly previousSector: number;
 	readonly operationCount: number;
 	readonly checksum: number;
 	/** Byte order and layout of what it holds. */
@@ -123,6 +130,7 @@ export function parseRecordHead(bytes: Uint8Array, sector: number, isLogVersion2
 		cycle: head.cycle,
 		lsn: head.lsn,
 		tailLsn: head.tailLsn,
+		previousSector: head.previousSector,
 		operationCount: head.operationCount,
 		checksum: head.checksum,
 		format: head.format,
@@ -134,6 +142,12 @@ export function parseRecordHead(bytes: Uint8Array, sector: number, isLogVersion2
 export const lsnOf = (cycle: number, sector: number): bigint => (BigInt(cycle) << 32n) | BigInt(sector);
 export const lsnCycle = (lsn: bigint): number => Number(lsn >> 32n);
 export const lsnSector = (lsn: bigint): number => Number(lsn & 0xffffffffn);
+
+/** Blocks that were never logged have this log position. */
+export const NO_LSN = 0xffff_ffff_ffff_ffffn;
+
+/** Does a block's log position lie behind the log's head? Kernels take such a block for damaged (`xfs_log_check_lsn`). */
+export const isBehindHead = (lsn: bigint, head: bigint): boolean => lsn > head && lsn !== NO_LSN;
 
 /** Does a whole record, `bytes`, have the checksum that its head says? */
 export function isRecordChecksumRight(record: LogRecord, bytes: Uint8Array): boolean {
@@ -163,3 +177,36 @@ export function recordData(record: LogRecord, bytes: Uint8Array): Uint8Array | n
 	}
 	return data;
 }
+
+/** A record whose checksum is right. */
+export interface WholeRecord {
+	readonly record: LogRecord;
+	/** What it holds, with the replaced words put back. */
+	readonly data: Uint8Array;
+}
+
+/** The record that must start at a place, within the next `sectorsMax` sectors; or an error that says why none does. */
+export async function readWholeRecord(
+	ring: LogRing,
+	uuid: Uint8Array,
+	{ sector, cycle }: { readonly sector: number; readonly cycle: number },
+	sectorsMax: number,
+): Promise<WholeRecord | VmsweepError> {
+	const record = parseRecordHead(await ring.readAhead(sector, 1), sector, true);
+	if (record === null || record.sectors > sectorsMax) return damaged(`no record starts at its sector ${sector}`);
+	if (record.format !== LOG_FORMAT_LINUX_LITTLE_ENDIAN)
+		return new VmsweepError(
+			"VOLUME_UNSUPPORTED",
+			"its log was written by a big-endian machine; mount it there, then try again",
+		);
+	if (!uuid.every((byte, at) => byte === record.uuid[at]))
+		return damaged(`the record at sector ${sector} belongs to another file system`);
+	if (record.lsn !== lsnOf(cycle, sector)) return damaged(`the record at sector ${sector} is of another cycle`);
+	const bytes = await ring.readAhead(sector, record.sectors);
+	if (!isRecordChecksumRight(record, bytes)) return damaged(`the record at sector ${sector} has a wrong checksum`);
+	const data = recordData(record, bytes);
+	return data === null ? damaged(`the record at sector ${sector} is longer than its head allows`) : { record, data };
+}
+
+const damaged = (what: string): VmsweepError =>
+	new VmsweepError("VOLUME_DAMAGED", `its log is damaged: ${what}; mount it in the guest, then try again`);

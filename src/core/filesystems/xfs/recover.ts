@@ -11,7 +11,7 @@
 // What mounting does beyond that (finishing intents, emptying lists of unlinked files) only gives up more blocks, or
 // uses free ones afresh. None of it is followed: what it would free stays in use.
 
-import { VmsweepError } from "../../../foundations/errors.ts";
+import { isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import {
@@ -21,13 +21,12 @@ import {
 	BY_BLOCK_MAGIC_V5,
 	KIND_AGF,
 	KIND_BTREE,
-	LOG_FORMAT_LINUX_LITTLE_ENDIAN,
 	SUPERBLOCK_MAGIC,
 	SuperBlock,
 } from "./layout.ts";
 import type { LogEnds } from "./log-ends.ts";
 import type { LogRing } from "./log-records.ts";
-import { isRecordChecksumRight, lsnOf, parseRecordHead, recordData } from "./log-records.ts";
+import { cycleAt, NO_LSN, readWholeRecord } from "./log-records.ts";
 import type { BufferChange, Transaction } from "./log-transactions.ts";
 import { TransactionReader } from "./log-transactions.ts";
 import { MetadataView, type Overlay } from "./metadata-view.ts";
@@ -40,40 +39,32 @@ const MAX_OVERLAY_BLOCKS = 1 << 19;
 const damaged = (what: string): VmsweepError =>
 	new VmsweepError("VOLUME_DAMAGED", `its log is damaged: ${what}; mount it in the guest, then try again`);
 
-/** Replays a dirty log of a version 5 volume. Throws VOLUME_DAMAGED or VOLUME_UNSUPPORTED where it can't be believed. */
+/**
+ * Replays a dirty log of a version 5 volume. Throws VOLUME_DAMAGED or VOLUME_UNSUPPORTED where it can't be believed.
+ * `transactions` and `replay` may go on from there with what the guest logs later.
+ */
 export async function replayLog(
 	volume: ByteSource,
 	geometry: Geometry,
 	ring: LogRing,
 	{ tail, head }: LogEnds,
-): Promise<Overlay> {
-	const transactions = new TransactionReader();
-	const replay = new Replay(volume, geometry);
+	transactions = new TransactionReader(),
+	replay = new LogReplay(geometry),
+): Promise<LogReplay> {
 	const length = ring.distance(tail, head);
 	let cycle: number | null = null;
 	for (let done = 0; done < length; ) {
 		const sector = ring.wrap(tail + done);
-		const record = parseRecordHead(await ring.readAhead(sector, 1), sector, true);
-		if (record === null || done + record.sectors > length) throw damaged(`no record starts at its sector ${sector}`);
-		if (record.format !== LOG_FORMAT_LINUX_LITTLE_ENDIAN)
-			throw new VmsweepError(
-				"VOLUME_UNSUPPORTED",
-				"its log was written by a big-endian machine; mount it there, then try again",
-			);
-		if (!geometry.logUuid.every((byte, at) => byte === record.uuid[at]))
-			throw damaged(`the record at sector ${sector} belongs to another file system`);
-		cycle ??= record.cycle;
-		if (record.lsn !== lsnOf(sector < tail ? cycle + 1 : cycle, sector))
-			throw damaged(`the record at sector ${sector} is of another cycle`);
-		const bytes = await ring.readAhead(sector, record.sectors);
-		if (!isRecordChecksumRight(record, bytes)) throw damaged(`the record at sector ${sector} has a wrong checksum`);
-		const data = recordData(record, bytes);
-		if (data === null) throw damaged(`the record at sector ${sector} is longer than its head allows`);
+		cycle ??= cycleAt(await ring.readAhead(sector, 1), 0);
+		const place = { sector, cycle: sector < tail ? cycle + 1 : cycle };
+		const found = await readWholeRecord(ring, geometry.logUuid, place, length - done);
+		if (isVmsweepError(found)) throw found;
+		const { record, data } = found;
 		for (const transaction of transactions.feed(record.lsn, data, record.operationCount))
-			await replay.apply(transaction);
+			await replay.apply(volume, transaction);
 		done += record.sectors;
 	}
-	return replay.overlay();
+	return replay;
 }
 
 /** A block that the log changes. */
@@ -86,8 +77,8 @@ interface Replayed {
 	epoch: number;
 }
 
-/** A tree of another kind: not needed. A text: why the block can't be told. */
-type State = Replayed | "other" | { readonly why: string };
+/** A tree of another kind, which is not needed; or why the block can't be told. */
+type State = Replayed | { readonly isOther: true; lsn: bigint } | { readonly why: string; lsn: bigint };
 
 /** Where blocks of each kind have what tells whether a change is newer. */
 interface BlockForm {
@@ -112,18 +103,17 @@ const agfForm: BlockForm = {
 /** Home blocks that are read together. */
 const BLOCKS_AT_ONCE = 64;
 
-class Replay {
+/** The blocks that a log changes, transaction by transaction. */
+export class LogReplay {
 	readonly #geometry: Geometry;
-	readonly #home: MetadataView;
 	readonly #states = new Map<number, State>();
 	readonly #superblockForm: BlockForm;
 	#heldBytes = 0;
 	#lsn = -1n;
 	#epoch = 0;
 
-	constructor(volume: ByteSource, geometry: Geometry) {
+	constructor(geometry: Geometry) {
 		this.#geometry = geometry;
-		this.#home = new MetadataView(volume, new Map());
 		const { lsn, uuid, metaUuid, checksum } = SuperBlock.offset;
 		const sameUuid = geometry.logUuid.every((byte, at) => byte === geometry.metadataUuid[at]);
 		this.#superblockForm = {
@@ -134,22 +124,31 @@ class Replay {
 		};
 	}
 
-	async apply({ lsn, changes }: Transaction): Promise<void> {
+	/**
+	 * Applies the next transaction; home blocks are read from `volume`, as it is then or later. Throws VOLUME_DAMAGED, and what
+	 * the source throws.
+	 */
+	async apply(volume: ByteSource, { lsn, changes }: Transaction): Promise<void> {
 		if (lsn !== this.#lsn) this.#epoch++;
 		this.#lsn = lsn;
 		const wanted: BufferChange[] = [];
 		for (const change of changes) if (!change.isCancel && this.#isWanted(change)) wanted.push(change);
-		await this.#load(wanted);
+		await this.#load(new MetadataView(volume, new Map()), wanted, lsn);
 		for (const change of wanted) this.#applyChange(change, lsn);
 		for (const change of changes)
 			if (change.isCancel && change.length === this.#geometry.blockSize) this.#forget(change.at);
+	}
+
+	/** Lets go of blocks whose newest change is older than the log's tail: they are written home. */
+	forgetBefore(tailLsn: bigint): void {
+		for (const [at, { lsn }] of this.#states) if (lsn !== NO_LSN && lsn < tailLsn) this.#forget(at);
 	}
 
 	/** What the log changes, by byte position. */
 	overlay(): Overlay {
 		const overlay = new Map<number, Uint8Array | string>();
 		for (const [at, state] of this.#states) {
-			if (state === "other") overlay.set(at, "the log makes a tree of another kind of one of its blocks");
+			if ("isOther" in state) overlay.set(at, "the log makes a tree of another kind of one of its blocks");
 			else if ("why" in state) overlay.set(at, state.why);
 			else if (state.isChanged) overlay.set(at, state.bytes);
 		}
@@ -174,12 +173,15 @@ class Replay {
 		if (at % blockSize !== 0 || length !== blockSize || at + length > dataBlocks * blockSize)
 			throw damaged(`it changes ${length} bytes at ${at}, where no tree block can be`);
 		const magic = changedMagic(change);
+		const known = this.#states.get(at);
 		if (magic !== null && magic !== BY_BLOCK_MAGIC_V5) {
 			this.#forget(at);
-			this.#set(at, "other");
+			this.#set(at, { isOther: true, lsn: this.#lsn });
 			return false;
 		}
-		return magic !== null || this.#states.get(at) !== "other";
+		if (magic !== null || known === undefined || !("isOther" in known)) return true;
+		known.lsn = this.#lsn;
+		return false;
 	}
 
 	#set(at: number, state: State): void {
@@ -191,25 +193,25 @@ class Replay {
 	#forget(at: number): void {
 		const state = this.#states.get(at);
 		if (state === undefined) return;
-		if (state !== "other" && "bytes" in state) this.#heldBytes -= state.bytes.length;
+		if ("bytes" in state) this.#heldBytes -= state.bytes.length;
 		this.#states.delete(at);
 	}
 
 	/** Reads the home blocks of changes to blocks that are not held yet. */
-	async #load(changes: readonly BufferChange[]): Promise<void> {
+	async #load(home: MetadataView, changes: readonly BufferChange[], lsn: bigint): Promise<void> {
 		for (const length of [this.#geometry.sectorSize, this.#geometry.blockSize]) {
 			const missing = changes.filter((change) => change.length === length && !this.#isHeld(change.at));
 			// By few, so that a hostile log can't make memory hold more than the limit that #set watches over.
 			for (let from = 0; from < missing.length; from += BLOCKS_AT_ONCE) {
 				const some = missing.slice(from, from + BLOCKS_AT_ONCE);
-				const blocks = await this.#home.readAll(
+				const blocks = await home.readAll(
 					some.map(({ at }) => at),
 					length,
 				);
 				for (const [index, change] of some.entries()) {
 					if (this.#isHeld(change.at)) continue;
-					const state = this.#judge(change, blocks[index]!.bytes.slice());
-					if (state !== "other" && "bytes" in state) this.#heldBytes += state.bytes.length;
+					const state = this.#judge(change, blocks[index]!.bytes.slice(), lsn);
+					if ("bytes" in state) this.#heldBytes += state.bytes.length;
 					this.#set(change.at, state);
 				}
 			}
@@ -218,20 +220,20 @@ class Replay {
 
 	#isHeld(at: number): boolean {
 		const state = this.#states.get(at);
-		return state !== undefined && state !== "other";
+		return state !== undefined && !("isOther" in state);
 	}
 
 	/** What a home block is, before its first change. */
-	#judge(change: BufferChange, bytes: Uint8Array): State {
+	#judge(change: BufferChange, bytes: Uint8Array, lsn: bigint): State {
 		const form = this.#form(change);
 		const isOurs = this.#isOurs(form, bytes);
 		const view = viewOf(bytes);
 		// A torn block may hold changes that the log has no more. Where the log makes a new block, nothing is taken over.
 		if (isOurs && crc32cOf(bytes, form.checksumAt) !== view.getUint32(form.checksumAt, true))
-			return { why: `the block at ${change.at} has a wrong checksum before the log is replayed` };
+			return { why: `the block at ${change.at} has a wrong checksum before the log is replayed`, lsn };
 		if (!isOurs && change.kind !== KIND_BTREE)
-			return { why: `the header at ${change.at} is damaged before the log is replayed` };
-		if (!isOurs && changedMagic(change) === null) return "other";
+			return { why: `the header at ${change.at} is damaged before the log is replayed`, lsn };
+		if (!isOurs && changedMagic(change) === null) return { isOther: true, lsn };
 		return { bytes, isChanged: false, lsn: isOurs ? view.getBigUint64(form.lsnAt) : NO_LSN, epoch: -1 };
 	}
 
@@ -244,7 +246,11 @@ class Replay {
 
 	#applyChange(change: BufferChange, lsn: bigint): void {
 		const state = this.#states.get(change.at);
-		if (state === undefined || state === "other" || "why" in state) return;
+		if (state === undefined || "isOther" in state) return;
+		if ("why" in state) {
+			state.lsn = lsn;
+			return;
+		}
 		const isComparable = state.lsn !== 0n && state.lsn !== NO_LSN && state.epoch !== this.#epoch;
 		if (isComparable && state.lsn >= lsn) return;
 		for (const { at, bytes } of change.parts) state.bytes.set(bytes, at);
@@ -253,9 +259,6 @@ class Replay {
 		state.epoch = this.#epoch;
 	}
 }
-
-/** Kernels apply changes to blocks with this log position whatever their own. */
-const NO_LSN = 0xffff_ffff_ffff_ffffn;
 
 /** The magic number that a change gives its block, or null where it leaves the block's first bytes alone. */
 const changedMagic = ({ parts }: BufferChange): number | null =>

@@ -31,6 +31,12 @@ export interface PhysicalVolume {
 	readonly uuid: string | null;
 	/** The name of its volume group. */
 	readonly group: string | null;
+	/** Its group's metadata as it holds it; null where it holds none. Tells one state of LVM from every other. */
+	readonly text: string | null;
+	/** Where its metadata areas start: a header there is what commits a text. */
+	readonly headers: readonly ByteOffset[];
+	/** Why its free extents are kept while the VM runs, or null; `kept` comes first. */
+	readonly keptLive: string | null;
 	/** Why its free extents are kept (and with a damaged group all else), or null. */
 	readonly kept: string | null;
 	/** Extents that no logical volume has, merged, in order. Also told where they are to be kept. */
@@ -112,6 +118,9 @@ function describe(
 		id,
 		uuid: header?.uuid ?? null,
 		group,
+		text: header?.text ?? null,
+		headers: [],
+		keptLive: null,
 		kept,
 		free: [],
 		identity: header?.identity ?? [],
@@ -138,11 +147,21 @@ function describe(
 		id,
 		uuid: header.uuid,
 		group: group.name,
+		text: header.text,
+		headers: header.metadataAreas.map(({ start }) => start),
+		keptLive: whyKeptLive(group),
 		kept: kept ?? group.freeKept,
 		free: misplaced === null ? freeExtents(own.member, group.extentBytes) : [],
 		identity: header.identity,
 		logicalVolumes,
 	};
+}
+
+/** Where metadata areas of several disks, or of several hosts, say what is free, the order of their writes proves nothing here. */
+function whyKeptLive({ name, physicalVolumes, systemId }: VolumeGroup): string | null {
+	if (physicalVolumes.size > 1)
+		return `its volume group ${name} has several physical volumes, whose free extents are kept while the VM runs`;
+	return systemId === "" ? null : `its volume group ${name} belongs to the host ${systemId}`;
 }
 
 /** The group that a physical volume is in; null where its text is not on this disk. */

@@ -21,6 +21,8 @@ export interface VolumeGroup {
 	readonly id: string;
 	readonly name: string;
 	readonly extentBytes: number;
+	/** The host that it belongs to (`system_id`); empty where it belongs to whoever sees it. */
+	readonly systemId: string;
 	/** By the keys that the text's segments use. */
 	readonly physicalVolumes: ReadonlyMap<string, GroupMember>;
 	readonly logicalVolumes: readonly LogicalVolumeText[];
@@ -145,6 +147,7 @@ class GroupParser {
 			id: stringAt(this.#group, "id"),
 			name: this.#name,
 			extentBytes,
+			systemId: listAt(this.#group, "system_id").join(),
 			physicalVolumes: this.#readMembers(),
 			logicalVolumes: this.#listed(),
 			kept: this.#whyKept(),
