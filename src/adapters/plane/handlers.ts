@@ -103,6 +103,7 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(undefined);
 		},
 		collect: (_, done) => done(viewPoints.collect()),
+		writeCounts: (_, done) => done({ ...viewPoints.counts(), isReceiving: plane.isReceiving }),
 		lendFree: (warmBytes, done) => done(log.borrowCold(LENT_AT_ONCE, warmBytes)),
 		returnFree: ({ ranges, punched }, done) => {
 			log.returnCold(ranges, punched);

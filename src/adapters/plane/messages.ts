@@ -15,7 +15,7 @@ import type { SecondLayout, TableUpdate } from "../images/second-layout.ts";
 import type { ClientSetup } from "./connection.ts";
 import type { PlaneCounters } from "./counters.ts";
 import type { SnapshotSetup } from "./snapshots.ts";
-import type { Collected, KeptView, WatchPlan } from "./watch.ts";
+import type { Collected, KeptView, WatchPlan, WriteCounts } from "./watch.ts";
 
 /** The state of the first image and of the clients. */
 export interface PlaneStatus {
@@ -129,6 +129,7 @@ export interface PlaneCalls {
 	locateLogged: { input: { view: number; block: number; count: number }; output: Float64Array };
 	watch: { input: WatchPlan; output: undefined };
 	collect: { input: undefined; output: Collected };
+	writeCounts: { input: undefined; output: WriteCounts };
 	/** Lends some free segments of the first image that may take host space, but for this many bytes of them: to be punched. */
 	lendFree: { input: number; output: ColdRange[] };
 	/** They may be used again; where they were punched, the file's end is cut off as far as it is free. */

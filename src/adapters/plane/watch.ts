@@ -78,6 +78,16 @@ export interface Collected {
 	readonly views: readonly (KeptView | undefined)[];
 }
 
+/** How much was written to the volumes of the plan, at one moment between two requests. */
+export interface WriteCounts {
+	/** Per volume, as in {@link Collected}. */
+	readonly lastWrite: readonly number[];
+	/** Per volume, how many writes came since the plan was set, zeros and trims too. */
+	readonly writes: readonly number[];
+	/** A client's request is under way: it may be a write that is in no count yet. */
+	readonly isReceiving: boolean;
+}
+
 const REGION_BYTES = 1024 * 1024;
 /** Bytes of notices kept between two collections. */
 const NOTICE_BYTES_MAX = 64 * 1024 * 1024;
@@ -87,6 +97,8 @@ export class WatchSet {
 	readonly plan: WatchPlan;
 	readonly #regions: Uint8Array;
 	readonly lastWrite: number[];
+	/** Per volume, how many writes came, zeros and trims too, which have no position of their own. */
+	readonly writeCounts: number[];
 	#notices: Notice[] = [];
 	#noticeBytes = 0;
 	#lost = false;
@@ -95,6 +107,7 @@ export class WatchSet {
 	constructor(plan: WatchPlan, diskSize: ByteCount) {
 		this.plan = plan;
 		this.lastWrite = plan.volumes.map(() => -1);
+		this.writeCounts = plan.volumes.map(() => 0);
 		this.#regions = new Uint8Array(Math.ceil(diskSize / REGION_BYTES));
 		for (const { start, length } of [...plan.ranges, ...plan.identity])
 			this.#regions.fill(1, Math.floor(start / REGION_BYTES), Math.ceil((start + length) / REGION_BYTES));
@@ -112,7 +125,9 @@ export class WatchSet {
 		const volumes = this.plan.volumes;
 		for (let i = 0; i < volumes.length; i++) {
 			const volume = volumes[i]!;
-			if (at < volume.start + volume.length && at + length > volume.start) this.lastWrite[i] = position;
+			if (at >= volume.start + volume.length || at + length <= volume.start) continue;
+			this.lastWrite[i] = position;
+			this.writeCounts[i]!++;
 		}
 	}
 

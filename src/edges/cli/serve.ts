@@ -7,6 +7,7 @@ import type { TlsFiles } from "../../adapters/nbd/tls.ts";
 import { formatBytes } from "../../foundations/units.ts";
 import {
 	type ServeAddress,
+	type ServeAgent,
 	type ServedExport,
 	type ServeOptions,
 	type Server,
@@ -38,6 +39,9 @@ interface ServeCommandOptions {
 	readonly acceptChangedImage?: boolean;
 	/** Milliseconds. */
 	readonly quarantine?: number;
+	readonly qga?: readonly ServeAgent[];
+	/** Milliseconds. */
+	readonly freezeEvery: number;
 	readonly printQemu?: boolean;
 	readonly json?: boolean;
 }
@@ -60,6 +64,8 @@ export async function serve(disks: readonly string[], options: ServeCommandOptio
 			readOnly,
 			acceptChangedImage,
 			quarantineMs: quarantine,
+			agents: (options.qga ?? []).map((agent) => ({ ...agent, path: resolve(agent.path) })),
+			freezeEveryMs: options.freezeEvery,
 			...(addresses === undefined ? {} : { addresses }),
 			...(tls === undefined ? {} : { tls }),
 			...limitsOf(options),

@@ -11,16 +11,19 @@
 
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/plane/watch.ts";
-import type { LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
+import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
 import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import { type ByteSource, slice } from "../../foundations/source.ts";
-import { type ByteCount, byteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
+import { type ByteCount, byteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
 import { type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
+import type { FreezePoint } from "./freeze-point.ts";
 import { liveRules } from "./live-rules.ts";
 
 /** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
 const IDENTIFY_ROUNDS_MAX = 5;
+
+const ALL = logPosition(Number.POSITIVE_INFINITY);
 
 /** One volume of the served disk. */
 export interface ServedVolume {
@@ -40,6 +43,10 @@ export interface ServedVolume {
 	lastWrite: number;
 	/** The last write when a clean unmount was last looked for; undefined before the first look. */
 	lookedAt: number | undefined;
+	/** Through which position all that was free could go at once: unmounted, or frozen. Absent before the first time. */
+	wholeAt?: number;
+	/** When the newest freeze point was that proved something, ISO 8601. */
+	frozenAt?: string;
 }
 
 /** A verdict with the view that it was reached in; the view must be released. */
@@ -107,6 +114,8 @@ export class Volumes {
 		const verdicts: Verdict[] = [];
 		for (const [index, volume] of this.list.entries()) {
 			if (volume.live === undefined) continue;
+			// Such a volume may not be judged for long; its notices must not pile up until then.
+			if (volume.live.viewPoints === "none") await volume.live.observe(takeWritesUpTo(volume, ALL));
 			const point = collected.views[index];
 			const lastWrite = collected.lastWrite[index] ?? -1;
 			const verdict =
@@ -135,11 +144,58 @@ export class Volumes {
 		await live.observe(takeWritesUpTo(volume, view.position));
 		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
 		const state = await live.advanceClean(this.#sourceOf(volume, view), view.position, end);
-		// A mounted volume that merely rests keeps the verdict that its commits gave.
-		const before = volume.verdict;
-		if (state.kind === "keep" && before?.kind === "ready" && Number.isFinite(before.settled)) {
+		if (state.kind === "keep" && keepsItsVerdict(volume)) {
 			await this.#plane.ask("releaseView", view.id);
 			return undefined;
+		}
+		if (state.kind === "ready" && state.settled >= view.position) volume.wholeAt = view.position;
+		return this.#conclude(volume, view, state);
+	}
+
+	/** True where a freeze would let something go that nothing else can: a volume was written since it last rested for sure. */
+	wantsFreeze(): boolean {
+		return this.list.some(needsFreeze);
+	}
+
+	/**
+	 * Judges the views of a freeze point, which are used up, in the midst of what was collected after it. Returns what was
+	 * proved, and the ids of volumes that were written while they should have been frozen.
+	 */
+	async judgeFrozen(point: FreezePoint, collected: Collected): Promise<{ verdicts: Verdict[]; refused: string[] }> {
+		for (const notice of collected.notices) this.list[notice.volume]?.waiting.push(notice);
+		const verdicts: Verdict[] = [];
+		const refused: string[] = [];
+		for (const [index, volume] of this.list.entries()) {
+			const marked = collected.views[index];
+			const frozen = point.views[index];
+			const judgeMarked = async (): Promise<void> => {
+				if (marked !== undefined) verdicts.push(await this.#judgeAt(volume, marked));
+			};
+			// Views are judged in their order: a commit may lie before the freeze, or behind the thaw.
+			const isBefore = marked !== undefined && frozen !== undefined && marked.position <= frozen.position;
+			if (isBefore) await judgeMarked();
+			if (frozen !== undefined) {
+				const moment = point.momentOf(index);
+				if (moment === undefined) refused.push(volume.id);
+				const verdict = moment && (await this.#judgeFrozen(volume, frozen, moment));
+				if (verdict === undefined) await this.#plane.ask("releaseView", frozen.id);
+				else verdicts.push(verdict);
+			}
+			if (!isBefore) await judgeMarked();
+		}
+		point.views = [];
+		return { verdicts, refused };
+	}
+
+	async #judgeFrozen(volume: ServedVolume, view: ViewHandle, moment: FrozenMoment): Promise<Verdict | undefined> {
+		const { live } = volume;
+		if (live?.advanceFrozen === undefined) return undefined;
+		await live.observe(takeWritesUpTo(volume, view.position));
+		const state = await live.advanceFrozen(this.#sourceOf(volume, view), view.position, moment);
+		if (state.kind === "keep" && keepsItsVerdict(volume)) return undefined;
+		if (state.kind === "ready") {
+			volume.wholeAt = view.position;
+			volume.frozenAt = new Date().toISOString();
 		}
 		return this.#conclude(volume, view, state);
 	}
@@ -154,6 +210,14 @@ export class Volumes {
 		return slice(this.#readView(view), byteOffset(volume.start), byteCount(volume.length));
 	}
 }
+
+/** A mounted volume that merely rests keeps the verdict that its commits or a freeze gave. */
+const keepsItsVerdict = ({ verdict }: ServedVolume): boolean =>
+	verdict?.kind === "ready" && Number.isFinite(verdict.settled);
+
+/** True of a volume that nothing but a freeze proves anything of while it is mounted, and that was written since the last one. */
+export const needsFreeze = ({ live, lastWrite, wholeAt = -1 }: ServedVolume): boolean =>
+	live?.advanceFrozen !== undefined && live.viewPoints === "none" && lastWrite > wholeAt;
 
 async function openVolume(disk: ByteSource, volume: IdentifiedVolume): Promise<ServedVolume> {
 	const { id, offset: start, size: length, type } = volume;
