@@ -59,7 +59,7 @@ export class AtRestVolume implements LiveVolume {
 	/** End of the newest write to the marks; null for none since the volume is followed. */
 	#marked: LogPosition | null = null;
 	#observed: LogPosition | null = null;
-	/** What the newest look showed, and where the log was; null where it showed nothing that can be believed. */
+	/** What the newest look that could be believed showed, and where the log was; null before the first one. */
 	#seen: { readonly map: FileSystemMap; readonly at: LogPosition } | null = null;
 	/** What may go by the newest verdict. */
 	#free: FileSystemMap["freeRuns"] = () => [];
@@ -155,7 +155,6 @@ export class AtRestVolume implements LiveVolume {
 	): Promise<FileSystemMap | LiveState> {
 		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
 		const keep = (reason: string, pending: boolean): LiveState => this.#keep(at, view.bytesRead, reason, pending);
-		this.#seen = null;
 		try {
 			const owners = await findSignatures(view);
 			if (owners.length !== 1 || owners[0] !== this.#kind.type)
