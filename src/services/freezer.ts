@@ -80,17 +80,17 @@ export class Freezer {
 	async close(): Promise<void> {
 		this.#closing.abort();
 		await this.#running;
-		this.#parts.agent.close();
 	}
 
 	async #run(): Promise<void> {
-		const { disks, everyMs, notePath, onEvent } = this.#parts;
+		const { agent, disks, everyMs, notePath, onEvent } = this.#parts;
 		let next = performance.now();
 		while (await this.#sleep(LOOK_MS)) {
 			// Noted by a server that was killed, or by this one, when it could not be thawed.
 			if (existsSync(notePath)) {
 				onEvent("the guest may still be frozen on this server's account: thawing it");
 				await this.#thaw();
+				agent.close();
 			}
 			if (performance.now() < next || !disks.some(({ wantsFreeze }) => wantsFreeze)) continue;
 			try {
@@ -102,6 +102,9 @@ export class Freezer {
 				const problem = error instanceof Error ? error.message : String(error);
 				if (problem !== this.#status.problem) onEvent(`no freeze point: ${problem}`);
 				this.#status = { ...this.#status, problem };
+			} finally {
+				// QEMU takes one client at a time: somebody else may want to speak with the agent.
+				agent.close();
 			}
 		}
 	}
