@@ -6,7 +6,7 @@ import { createServer, type Server, type Socket } from "node:net";
 /** What it answers to a command: the value of `return`, or raw bytes. Undefined for silence. */
 export type Answer = { readonly return: unknown } | { readonly raw: string | Buffer } | undefined;
 
-export type AgentHandlers = Readonly<Record<string, () => Answer | Promise<Answer>>>;
+export type AgentHandlers = Readonly<Record<string, (agent: FakeAgent) => Answer | Promise<Answer>>>;
 
 export class FakeAgent implements AsyncDisposable {
 	readonly path: string;
@@ -64,7 +64,7 @@ export class FakeAgent implements AsyncDisposable {
 			return;
 		}
 		this.heard.push(execute);
-		const answer = await this.#handlers[execute]?.();
+		const answer = await this.#handlers[execute]?.(this);
 		if (answer === undefined) return;
 		socket.write("raw" in answer ? answer.raw : `${JSON.stringify(answer)}\n`);
 	}

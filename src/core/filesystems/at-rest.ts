@@ -1,10 +1,10 @@
-// Volumes at rest: live volumes of file systems of which no commit tells what may go while they are mounted. They are
-// judged when they have come to rest (docs/live-safety.md, "Without commits to count").
+// Volumes at rest: live volumes of file systems that have no commits to count. They are judged when they have come to
+// rest, or were frozen (docs/live-safety.md, "Without commits to count").
 //
 //   observe       ─▶ the newest write to the marks: the bytes that an unmount, or a freeze, writes last
 //   advanceClean  ─▶ was that the newest write to any byte of the volume, and says it "unmounted"? ─▶ all that is free goes
-//                 ─▶ or, where a file system never writes to what it calls used before that is given up durably:
-//                    what was used when it rested before, and is free now, goes
+//   advance       ─▶ only where a file system writes to nothing that it calls used before that is given up durably:
+//                    what was used at the look before, and is free now, goes
 //   advanceFrozen ─▶ did the freeze write the marks, and nothing came after? ─▶ all that was free at that moment goes
 //
 // Invariants
@@ -48,7 +48,9 @@ export interface AtRestKind {
 }
 
 export class AtRestVolume implements LiveVolume {
-	readonly viewPoints: ViewPoints = "none";
+	readonly viewPoints: ViewPoints;
+	readonly gainsByFreeze: boolean;
+	readonly readsAll = true;
 	readonly incarnation = 0;
 	readonly commits = 0;
 	readonly advanceFrozen?: NonNullable<LiveVolume["advanceFrozen"]>;
@@ -68,6 +70,8 @@ export class AtRestVolume implements LiveVolume {
 		this.#kind = kind;
 		this.#size = size;
 		const { readFrozen } = kind;
+		this.viewPoints = kind.neverReusesEarly ? "any" : "none";
+		this.gainsByFreeze = readFrozen !== undefined;
 		if (readFrozen !== undefined)
 			this.advanceFrozen = (view, at, moment) => this.#judgeFrozen(view, at, moment, readFrozen);
 	}
@@ -103,28 +107,32 @@ export class AtRestVolume implements LiveVolume {
 		return Promise.resolve();
 	}
 
-	/** Never asked: it has no view points. */
-	advance(_: ByteSource, at: LogPosition): Promise<LiveState> {
-		return Promise.resolve(this.#keep(at, 0, this.#kind.whileMounted, true));
-	}
-
-	async advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState> {
-		const { read, whileMounted, showsUnmount, marksMounts, neverReusesEarly } = this.#kind;
-		const isUnmounted = showsUnmount && (lastWrite === null ? marksMounts : this.#isMark(lastWrite));
-		if (!isUnmounted && !neverReusesEarly) return this.#keep(at, 0, whileMounted, true);
+	/** Any view is a state that a power cut could have left, and looked at as such. */
+	async advance(view: ByteSource, at: LogPosition): Promise<LiveState> {
+		const { read, whileMounted, neverReusesEarly } = this.#kind;
+		if (!neverReusesEarly) return this.#keep(at, 0, whileMounted, true);
 		const before = this.#seen;
 		const source = this.#meter(view);
 		const seen = await this.#look(source, at, read);
 		if ("kind" in seen) return seen;
-		if (isUnmounted)
-			return seen.state === "clean"
-				? this.#ready(seen, at, logPosition(Number.POSITIVE_INFINITY), source.bytesRead)
-				: this.#keep(at, source.bytesRead, whileMounted, true);
 		if (before === null || before.map.uuid !== seen.uuid || before.map.size !== seen.size)
 			return this.#keep(at, source.bytesRead, whileMounted, true);
 		const freeRuns: FileSystemMap["freeRuns"] = (from, to) =>
 			without(seen.freeRuns(from, to), before.map.freeRuns(from, to));
 		return this.#ready({ ...seen, freeRuns }, at, before.at, source.bytesRead);
+	}
+
+	async advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState> {
+		const { read, whileMounted, showsUnmount, marksMounts, neverReusesEarly } = this.#kind;
+		if (neverReusesEarly) return await this.advance(view, at);
+		const isUnmounted = showsUnmount && (lastWrite === null ? marksMounts : this.#isMark(lastWrite));
+		if (!isUnmounted) return this.#keep(at, 0, whileMounted, true);
+		const source = this.#meter(view);
+		const seen = await this.#look(source, at, read);
+		if ("kind" in seen) return seen;
+		return seen.state === "clean"
+			? this.#ready(seen, at, logPosition(Number.POSITIVE_INFINITY), source.bytesRead)
+			: this.#keep(at, source.bytesRead, whileMounted, true);
 	}
 
 	async #judgeFrozen(
@@ -166,7 +174,11 @@ export class AtRestVolume implements LiveVolume {
 			}
 			const map = await read(view, { vmOff: false });
 			if (map === null) return keep("its superblock is gone", false);
-			if (map.kept !== null) return keep(map.kept, map.state !== "clean");
+			if (map.kept !== null) {
+				// A log tree: with each fsync a mounted volume has one for a while.
+				const isUsual = this.#kind.neverReusesEarly && map.state === "dirty";
+				return keep(isUsual ? this.#kind.whileMounted : map.kept, map.state !== "clean");
+			}
 			this.#seen = { map, at };
 			return map;
 		} catch (error) {

@@ -112,6 +112,10 @@ export interface LiveVolume {
 	/** Valid commit records counted in the current incarnation. */
 	readonly commits: number;
 	readonly viewPoints: ViewPoints;
+	/** True where each verdict reads all metadata anew, so that few are better; absent for false. */
+	readonly readsAll?: boolean;
+	/** True where much of what is free is proven by freezes only, as long as it is mounted; absent for false. */
+	readonly gainsByFreeze?: boolean;
 	watch(): readonly WatchRange[];
 	/** Feeds writes in log order. Writes outside the watched ranges are ignored. */
 	observe(writes: readonly MetadataWrite[]): Promise<void>;

@@ -23,6 +23,9 @@ import { liveRules } from "./live-rules.ts";
 /** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
 const IDENTIFY_ROUNDS_MAX = 5;
 
+/** Reading all of a volume's metadata for a verdict may take this share of the time, at most. */
+const LOOK_SHARE = 1 / 20;
+
 const ALL = logPosition(Number.POSITIVE_INFINITY);
 
 /** One volume of the served disk. */
@@ -43,6 +46,8 @@ export interface ServedVolume {
 	lastWrite: number;
 	/** The last write when a clean unmount was last looked for; undefined before the first look. */
 	lookedAt: number | undefined;
+	/** Not before this moment of `performance.now()` all of its metadata is read again on a mere chance. */
+	nextLook?: number;
 	/** Through which position all that was free could go at once: unmounted, or frozen. Absent before the first time. */
 	wholeAt?: number;
 	/** When the newest freeze point was that proved something, ISO 8601. */
@@ -119,37 +124,47 @@ export class Volumes {
 			const point = collected.views[index];
 			const lastWrite = collected.lastWrite[index] ?? -1;
 			const verdict =
-				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, lastWrite);
+				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, index, lastWrite);
+			volume.lastWrite = lastWrite;
 			if (verdict !== undefined) verdicts.push(verdict);
 		}
 		return verdicts;
 	}
 
 	/** Judges a view at one of the volume's view points. */
-	async #judgeAt(volume: ServedVolume, view: ViewHandle): Promise<Verdict> {
+	async #judgeAt(volume: ServedVolume, view: ViewHandle): Promise<Verdict | undefined> {
 		const live = volume.live!;
 		await live.observe(takeWritesUpTo(volume, view.position));
-		const state = await live.advance(this.#sourceOf(volume, view), view.position);
-		return this.#conclude(volume, view, state);
+		const state = mayLook(volume)
+			? await timed(volume, () => live.advance(this.#sourceOf(volume, view), view.position))
+			: undefined;
+		if (state !== undefined && !(live.readsAll === true && state.kind === "keep" && keepsItsVerdict(volume)))
+			return this.#conclude(volume, view, state);
+		await this.#plane.ask("releaseView", view.id);
+		return undefined;
 	}
 
 	/** Without new commits: once the volume has come to rest, was it unmounted cleanly? Asked once per rest. */
-	async #judgeQuiet(volume: ServedVolume, lastWrite: number): Promise<Verdict | undefined> {
-		const rested = lastWrite === volume.lastWrite;
-		volume.lastWrite = lastWrite;
-		if (!rested || volume.lookedAt === lastWrite) return undefined;
-		volume.lookedAt = lastWrite;
+	async #judgeQuiet(volume: ServedVolume, index: number, lastWrite: number): Promise<Verdict | undefined> {
+		if (lastWrite !== volume.lastWrite || volume.lookedAt === lastWrite || !mayLook(volume)) return undefined;
 		const view = await this.#plane.ask("takeView");
-		const live = volume.live!;
-		await live.observe(takeWritesUpTo(volume, view.position));
-		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
-		const state = await live.advanceClean(this.#sourceOf(volume, view), view.position, end);
-		if (state.kind === "keep" && keepsItsVerdict(volume)) {
+		// Whoever writes just now may have mounted it by the time of the view.
+		const isResting = (await this.#plane.ask("writeCounts")).lastWrite[index] === lastWrite;
+		const state = isResting ? await this.#advanceClean(volume, view, lastWrite) : undefined;
+		if (state === undefined || (state.kind === "keep" && keepsItsVerdict(volume))) {
 			await this.#plane.ask("releaseView", view.id);
 			return undefined;
 		}
 		if (state.kind === "ready" && state.settled >= view.position) volume.wholeAt = view.position;
 		return this.#conclude(volume, view, state);
+	}
+
+	async #advanceClean(volume: ServedVolume, view: ViewHandle, lastWrite: number): Promise<LiveState> {
+		volume.lookedAt = lastWrite;
+		const live = volume.live!;
+		await live.observe(takeWritesUpTo(volume, view.position));
+		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
+		return await timed(volume, () => live.advanceClean(this.#sourceOf(volume, view), view.position, end));
 	}
 
 	/** True where a freeze would let something go that nothing else can: a volume was written since it last rested for sure. */
@@ -169,7 +184,8 @@ export class Volumes {
 			const marked = collected.views[index];
 			const frozen = point.views[index];
 			const judgeMarked = async (): Promise<void> => {
-				if (marked !== undefined) verdicts.push(await this.#judgeAt(volume, marked));
+				const verdict = marked && (await this.#judgeAt(volume, marked));
+				if (verdict !== undefined) verdicts.push(verdict);
 			};
 			// Views are judged in their order: a commit may lie before the freeze, or behind the thaw.
 			const isBefore = marked !== undefined && frozen !== undefined && marked.position <= frozen.position;
@@ -217,7 +233,22 @@ const keepsItsVerdict = ({ verdict }: ServedVolume): boolean =>
 
 /** True of a volume that nothing but a freeze proves anything of while it is mounted, and that was written since the last one. */
 export const needsFreeze = ({ live, lastWrite, wholeAt = -1 }: ServedVolume): boolean =>
-	live?.advanceFrozen !== undefined && live.viewPoints === "none" && lastWrite > wholeAt;
+	live?.gainsByFreeze === true && lastWrite > wholeAt;
+
+/** False as long as the volume was read whole a short while ago. */
+const mayLook = ({ live, nextLook = 0 }: ServedVolume): boolean =>
+	live?.readsAll !== true || performance.now() >= nextLook;
+
+/** Notes how long a look took, and so when the next one may be. */
+async function timed(volume: ServedVolume, look: () => Promise<LiveState>): Promise<LiveState> {
+	const began = performance.now();
+	try {
+		return await look();
+	} finally {
+		const ended = performance.now();
+		volume.nextLook = ended + (ended - began) / LOOK_SHARE;
+	}
+}
 
 async function openVolume(disk: ByteSource, volume: IdentifiedVolume): Promise<ServedVolume> {
 	const { id, offset: start, size: length, type } = volume;

@@ -2,8 +2,8 @@
 // blocks long ago that no state on the disk knows of yet (docs/live-safety.md). So being unmounted is never believed.
 //
 // But btrfs never overwrites what its newest superblock leads to: a block that was given up is used again only when a
-// superblock that no longer leads there is durable. So what was used when the volume rested before, and not written since,
-// was its owner's of that time, and where it is free now that owner is gone.
+// superblock that no longer leads there is durable. So what was used at one look, and not written since, belonged to its
+// owner of that moment, and where it is free at the next look that owner is gone. Mounted or not makes no difference.
 //
 // A freeze waits for all that is under way and commits it: its superblocks are the last writes.
 
@@ -16,7 +16,7 @@ export const btrfsAtRest: AtRestKind = {
 	type: "btrfs",
 	name: "btrfs",
 	whileMounted:
-		"btrfs is cleaned when it is frozen (see serve --qga), and of files that it has had for a while when it rests",
+		"btrfs is cleaned of what was in use at one look and is free at the next, and when it is frozen (serve --qga)",
 	read: readBtrfs,
 	marks: (view) =>
 		Promise.resolve(

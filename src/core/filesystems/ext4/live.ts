@@ -115,6 +115,9 @@ export class Ext4LiveVolume implements LiveVolume {
 	get viewPoints(): ViewPoints {
 		return this.#chain === null ? "none" : "marked";
 	}
+	get gainsByFreeze(): boolean {
+		return this.#chain === null;
+	}
 	get incarnation(): number {
 		return this.#earlierIncarnations + (this.#chain?.incarnation ?? 0);
 	}
