@@ -7,6 +7,7 @@ import { mkdir } from "node:fs/promises";
 import { test } from "node:test";
 import { temporaryFolder } from "../support/folders.ts";
 import { hashesIn, LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
+import { crashUnderCleaning } from "../support/loop-cleaning.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
 import { loadProgram } from "../support/oracle-run.ts";
 import { run, runOk } from "../support/processes.ts";
@@ -116,4 +117,10 @@ test("btrfs: deleted files' space is back while it works, and every file is righ
 		[],
 		"files are not what was written",
 	);
+});
+
+test("btrfs: kill -9 of the server while it cleans: what was synced is there", async (t) => {
+	if (!requireTool(t, ...LOOP_TOOLS, "mkfs.btrfs", "btrfs", "nbdcopy")) return;
+	const made = { mkfs: ["mkfs.btrfs", "-q", "-f"], check: ["btrfs", "check"] } as const;
+	await crashUnderCleaning(t, 4, ["--log-limit", "160M"], made);
 });

@@ -117,8 +117,20 @@ export async function workUnderCleaning(t: TestContext, options: WorkOptions): P
 	await checkCommitted(t, disk, expected);
 }
 
+/** How a file system is made and checked: words of commands, to which the device is added. */
+export interface MadeBy {
+	readonly mkfs: readonly [string, ...string[]];
+	readonly check: readonly [string, ...string[]];
+}
+const EXT4: MadeBy = { mkfs: ["mke2fs", "-q", "-F", "-t", "ext4"], check: ["e2fsck", "-fn"] };
+
 /** Crashes of the server in a row on one disk: after each, everything synced is there. */
-export async function crashUnderCleaning(t: TestContext, cycles: number, serve: readonly string[] = []): Promise<void> {
+export async function crashUnderCleaning(
+	t: TestContext,
+	cycles: number,
+	serve: readonly string[] = [],
+	made: MadeBy = EXT4,
+): Promise<void> {
 	const random = seededRandom(testSeed());
 	t.diagnostic(`VMSWEEP_SEED=${random.seed}`);
 	await using folder = await temporaryFolder();
@@ -130,7 +142,8 @@ export async function crashUnderCleaning(t: TestContext, cycles: number, serve: 
 	for (let cycle = 0; cycle < cycles; cycle++) {
 		await using server = await SweepServer.serve(disk, ...serve);
 		await using device = await LoopDevice.attach(server.uri, folder.file(`fuse${cycle}`));
-		if (cycle === 0) await runOk("mke2fs", ["-q", "-F", "-t", "ext4", device.path]);
+		const [mkfs, ...words] = made.mkfs;
+		if (cycle === 0) await runOk(mkfs, [...words, device.path]);
 		await using mounted = await Mounted.mount(device.path, folder.file(`mnt${cycle}`), "commit=1");
 		synced = await newestOf(synced, mounted.path);
 		await using load = start(loadProgram, ["crash", mounted.path, "--seed", String(random.below(1e6))]);
@@ -144,7 +157,7 @@ export async function crashUnderCleaning(t: TestContext, cycles: number, serve: 
 		synced += wholeLines(load);
 		await run("umount", ["-l", mounted.path]);
 		t.diagnostic(
-			`cycle ${cycle}: killed after ${lines} synced files; ${await verifyCrashed(folder.path, disk, synced)}`,
+			`cycle ${cycle}: killed after ${lines} synced files; ${await verifyCrashed(folder.path, disk, synced, made)}`,
 		);
 	}
 	t.diagnostic(`dropped ${mib(droppedBytes)}, moved ${mib(movedBytes)} up to a moment before the crashes`);
@@ -156,7 +169,12 @@ export const wholeLines = ({ stdout }: Pick<Running, "stdout">): string =>
 	stdout.slice(0, stdout.lastIndexOf("\n") + 1);
 
 /** Serves a crashed disk again, replays the journal on a copy, and checks that. Returns what the check said. */
-export async function verifyCrashed(folder: string, disk: string, synced: string): Promise<string> {
+export async function verifyCrashed(
+	folder: string,
+	disk: string,
+	synced: string,
+	made: MadeBy = EXT4,
+): Promise<string> {
 	const image = join(folder, "copy");
 	{
 		await using server = await SweepServer.serve(disk, "--clean", "off");
@@ -167,7 +185,8 @@ export async function verifyCrashed(folder: string, disk: string, synced: string
 	await using mounted = await Mounted.mount(image, join(folder, "copy.mnt"), "loop");
 	const said = await newestOf(synced, mounted.path, true);
 	await mounted.unmount();
-	await runOk("e2fsck", ["-fn", image]);
+	const [check, ...words] = made.check;
+	await runOk(check, [...words, image]);
 	return said;
 }
 

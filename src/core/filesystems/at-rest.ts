@@ -174,11 +174,7 @@ export class AtRestVolume implements LiveVolume {
 			}
 			const map = await read(view, { vmOff: false });
 			if (map === null) return keep("its superblock is gone", false);
-			if (map.kept !== null) {
-				// A log tree: with each fsync a mounted volume has one for a while.
-				const isUsual = this.#kind.neverReusesEarly && map.state === "dirty";
-				return keep(isUsual ? this.#kind.whileMounted : map.kept, map.state !== "clean");
-			}
+			if (map.kept !== null) return keep(map.kept, map.state !== "clean");
 			this.#seen = { map, at };
 			return map;
 		} catch (error) {

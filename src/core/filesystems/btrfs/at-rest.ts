@@ -9,7 +9,7 @@
 
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
 import type { AtRestKind } from "../at-rest.ts";
-import { readBtrfs } from "./index.ts";
+import { readBtrfs, readCommittedBtrfs } from "./index.ts";
 import { SUPERBLOCK_PLACES, SuperBlock } from "./layout.ts";
 
 export const btrfsAtRest: AtRestKind = {
@@ -17,7 +17,8 @@ export const btrfsAtRest: AtRestKind = {
 	name: "btrfs",
 	whileMounted:
 		"btrfs is cleaned of what was in use at one look and is free at the next, and when it is frozen (serve --qga)",
-	read: readBtrfs,
+	// Log trees, and the files in them, take what was free: their blocks were used at no look.
+	read: readCommittedBtrfs,
 	marks: (view) =>
 		Promise.resolve(
 			SUPERBLOCK_PLACES.filter((at) => at + SuperBlock.size <= view.size).map((at) => ({
