@@ -18,6 +18,7 @@ import { Cleaner, type CleanerCounters, type LvmFree, type VolumeStatus } from "
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
 import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
+import type { FreezableDisk, Freezer, FreezerStatus } from "./freezer.ts";
 import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
 import { Upkeep } from "./upkeep.ts";
 import { snapshotSource, viewSource } from "./view-source.ts";
@@ -77,6 +78,8 @@ export interface DiskStatus {
 	readonly guest: PlaneStatus["counters"];
 	readonly cleaner: CleanerCounters;
 	readonly volumes: readonly VolumeStatus[];
+	/** Of its VM's guest; null without a guest agent. */
+	readonly freezes: FreezerStatus | null;
 	readonly snapshots: readonly SnapshotStatus[];
 	/** Clients that wait for room in the first image. */
 	readonly stalled: number;
@@ -98,6 +101,8 @@ export type CommitReport = CleanReport;
 export class ServedDisk implements AsyncDisposable {
 	readonly path: string;
 	readonly name: string;
+	/** Of its VM's guest, where that has an agent; closed by whoever set it. */
+	freezer: Freezer | undefined;
 	readonly #directory: DiskDirectory;
 	readonly #plane: DataPlane;
 	readonly #cleaner: Cleaner;
@@ -234,6 +239,20 @@ export class ServedDisk implements AsyncDisposable {
 		return this.#directory.snapshots.readable();
 	}
 
+	/** How the freezer of its VM reaches it. */
+	get freezable(): FreezableDisk {
+		const cleaner = this.#cleaner;
+		return {
+			path: this.path,
+			exclusive: (work) => this.#exclusive(work),
+			get wantsFreeze() {
+				return cleaner.wantsFreeze;
+			},
+			prepareFreeze: () => cleaner.prepareFreeze(),
+			judgeFrozen: (point) => cleaner.judgeFrozen(point),
+		};
+	}
+
 	/** Begins the next round of cleaning now. */
 	hurry(): void {
 		this.#wake();
@@ -339,6 +358,7 @@ export class ServedDisk implements AsyncDisposable {
 			guest: plane.counters,
 			cleaner: { ...this.#cleaner.counters },
 			volumes: this.#cleaner.volumes(),
+			freezes: this.freezer?.status ?? null,
 			snapshots: await this.#directory.snapshots.status(),
 			stalled: plane.stalled,
 		};

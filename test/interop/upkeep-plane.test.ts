@@ -319,6 +319,56 @@ test("a block of which the host stores several parts is kept once for a snapshot
 	await visit(server, async (client) => assert.ok((await client.read(0, bytes.length)).every((byte) => byte === 0)));
 });
 
+test("what was written after the view of a clean unmount is not dropped on account of it", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const { plane } = server;
+	await visit(server, (client) => client.write(0, random(10, 64 * BLOCK)));
+	const bytes = random(11, 8 * BLOCK);
+	const whole = { start: byteOffset(0), length: byteCount(64 * BLOCK) };
+	const volume = {
+		id: "disk",
+		start: 0,
+		length: server.size,
+		type: "toy",
+		live: { commits: 1, freeRuns: () => [whole] },
+	};
+	let judged = false;
+	const volumes = {
+		list: [volume as unknown as ServedVolume],
+		isStillTheSame: () => Promise.resolve(true),
+		judge: async () => {
+			if (judged) return [];
+			judged = true;
+			const view = await plane.ask("takeView");
+			// The guest mounts it again, before anything could be dropped.
+			await visit(server, (client) => client.write(8 * BLOCK, bytes));
+			const { position } = view;
+			const clean = {
+				kind: "ready",
+				position,
+				settled: Number.POSITIVE_INFINITY,
+				changed: [whole],
+				watchChanged: false,
+			};
+			return [{ volume: volume as unknown as ServedVolume, view, state: clean as unknown as LiveState }];
+		},
+	};
+	const { cleaner } = operators(server, {
+		world: {
+			identify: async () => {
+				await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
+				return volumes;
+			},
+			allocated: ({ held }) => held,
+			now: () => performance.now(),
+		},
+	});
+	await cleaner.round();
+	assert.equal(cleaner.counters.droppedBytes, 56 * BLOCK);
+	await visit(server, async (client) => assert.ok((await client.read(8 * BLOCK, bytes.length)).equals(bytes)));
+});
+
 for (const first of ["round", "proven"] as const)
 	test(`free blocks in more runs than are remembered are dropped all the same, after a first ${first}`, async () => {
 		await using folder = await temporaryFolder();

@@ -89,6 +89,7 @@ export class SimPlane implements PlanePort {
 			get stalledCount() {
 				return stalled();
 			},
+			isReceiving: false,
 			refuseWhenFull: () => {},
 			attach: () => {
 				throw new RangeError("no clients here");

@@ -23,6 +23,7 @@ export type CalledPlane = Pick<
 	| "counters"
 	| "clientCount"
 	| "stalledCount"
+	| "isReceiving"
 	| "attach"
 	| "flush"
 	| "datasync"

@@ -76,6 +76,12 @@ export class Clients {
 		return count;
 	}
 
+	/** A request is under way: not there completely, not parsed yet, or it waits for room in the log. */
+	get isReceiving(): boolean {
+		for (const client of this.#connected) if (client.isInsideRequest || client.hasMore || client.stalled) return true;
+		return false;
+	}
+
 	/**
 	 * Takes over a connected client that sees what `reader` reads. Throws NBD_PROTOCOL where there are too many, DISK_STOPPED
 	 * while they drain; the socket stays the caller's.

@@ -104,6 +104,7 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 		},
 		collect: (_, done) => done(viewPoints.collect()),
 		takeViewAtRest: ({ volume, lastWrite }, done) => done(viewPoints.takeAtRest(volume, lastWrite)),
+		writeCounts: (_, done) => done({ ...viewPoints.counts(), isReceiving: plane.isReceiving }),
 		lendFree: (warmBytes, done) => done(log.borrowCold(LENT_AT_ONCE, warmBytes)),
 		returnFree: ({ ranges, punched }, done) => {
 			log.returnCold(ranges, punched);

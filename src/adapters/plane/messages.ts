@@ -15,7 +15,7 @@ import type { SecondLayout, TableUpdate } from "../images/second-layout.ts";
 import type { ClientSetup } from "./connection.ts";
 import type { PlaneCounters } from "./counters.ts";
 import type { SnapshotSetup } from "./snapshots.ts";
-import type { Collected, KeptView, WatchPlan } from "./watch.ts";
+import type { Collected, KeptView, WatchPlan, WriteCounts } from "./watch.ts";
 
 /** The state of the first image and of the clients. */
 export interface PlaneStatus {
@@ -131,6 +131,7 @@ export interface PlaneCalls {
 	collect: { input: undefined; output: Collected };
 	/** A view of a volume that rests since the last collection; see `ViewPoints.takeAtRest`. */
 	takeViewAtRest: { input: { volume: number; lastWrite: number }; output: ViewHandle | undefined };
+	writeCounts: { input: undefined; output: WriteCounts };
 	/** Lends some free segments of the first image that may take host space, but for this many bytes of them: to be punched. */
 	lendFree: { input: number; output: ColdRange[] };
 	/** They may be used again; where they were punched, the file's end is cut off as far as it is free. */

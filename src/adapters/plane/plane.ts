@@ -185,6 +185,11 @@ export class Plane {
 		return this.#clients.stalledCount;
 	}
 
+	/** A client's request is under way: not there completely, not parsed yet, or it waits for room. */
+	get isReceiving(): boolean {
+		return this.#clients.isReceiving;
+	}
+
 	/** True: clients that find no room, or wait for some, get ENOSPC now instead of waiting for the cleaner. */
 	refuseWhenFull(refuse: boolean): void {
 		this.#room.refuseWhenFull = refuse;

@@ -4,7 +4,15 @@
 // all of them with what they import take half a second, one of them a fraction of it.
 
 import { Command, Option } from "commander";
-import { parseAddress, parseClusterSize, parseCount, parseSeconds, parseSize } from "./values.ts";
+import {
+	collectAgents,
+	parseAddress,
+	parseClusterSize,
+	parseCount,
+	parseInterval,
+	parseSeconds,
+	parseSize,
+} from "./values.ts";
 
 /** All commands but help, in the order in which help lists them. */
 export const allCommands = (): Command[] => [
@@ -134,6 +142,17 @@ const serveCommand = (): Command =>
 			new Option("--lvm-free <what>", "keep or drop what lies in LVM's free extents")
 				.choices(["keep", "drop"])
 				.default("keep"),
+		)
+		.addOption(
+			new Option(
+				"--qga <agent>",
+				"guest agent's socket, SOCKET or DISK=SOCKET: freeze the guest now and then",
+			).argParser(collectAgents),
+		)
+		.addOption(
+			new Option("--freeze-every <seconds>", "freeze a guest at most so often")
+				.argParser(parseInterval)
+				.default(600_000, "600"),
 		)
 		.option("--accept-changed-image", "serve although the second image was changed since the disk was closed")
 		.option("--print-qemu", "print how to attach each disk to QEMU and libvirt")

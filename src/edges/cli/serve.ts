@@ -7,6 +7,7 @@ import type { TlsFiles } from "../../adapters/nbd/tls.ts";
 import { formatBytes } from "../../foundations/units.ts";
 import {
 	type ServeAddress,
+	type ServeAgent,
 	type ServedExport,
 	type ServeOptions,
 	type Server,
@@ -39,6 +40,9 @@ interface ServeCommandOptions {
 	/** Milliseconds. */
 	readonly quarantine?: number;
 	readonly lvmFree: "keep" | "drop";
+	readonly qga?: readonly ServeAgent[];
+	/** Milliseconds. */
+	readonly freezeEvery: number;
 	readonly printQemu?: boolean;
 	readonly json?: boolean;
 }
@@ -62,6 +66,8 @@ export async function serve(disks: readonly string[], options: ServeCommandOptio
 			acceptChangedImage,
 			quarantineMs: quarantine,
 			lvmFree,
+			agents: (options.qga ?? []).map((agent) => ({ ...agent, path: resolve(agent.path) })),
+			freezeEveryMs: options.freezeEvery,
 			...(addresses === undefined ? {} : { addresses }),
 			...(tls === undefined ? {} : { tls }),
 			...limitsOf(options),

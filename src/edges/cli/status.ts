@@ -74,12 +74,15 @@ function describeServed(disk: DiskStatus): string {
 			"",
 			`read ${formatBytes(cleaner.metadataBytesRead)} of metadata, ${formatBytes(cleaner.metadataBytesLastPass)} in the last pass`,
 		],
-		...disk.volumes.map(({ id, type, phase, pendingBytes, reason }) => [
+		...describeFreezes(disk),
+		...disk.volumes.map(({ id, type, phase, pendingBytes, needsFreeze, frozenAt, reason }) => [
 			id,
 			[
 				type,
 				phase === "kept" ? "kept" : `${phase} phase`,
 				...(pendingBytes > 0 ? [`${formatBytes(pendingBytes)} pending (free, but written too recently)`] : []),
+				...(frozenAt === null ? [] : [`cleaned at the freeze of ${frozenAt}`]),
+				...(needsFreeze ? ["waits for a freeze"] : []),
 				...(reason === null ? [] : [reason]),
 			].join(", "),
 		]),
@@ -87,6 +90,13 @@ function describeServed(disk: DiskStatus): string {
 	if (disk.stalled > 0) facts.push(["waiting", `${count(disk.stalled, "client")} for room in the first image`]);
 	const cleaning = disk.cleaning === "continuous" ? "cleaned continuously" : "cleaning off";
 	return `${heading(disk)}served, ${count(disk.clients, "client")}, ${cleaning}\n${factTable(facts)}`;
+}
+
+function describeFreezes({ freezes }: DiskStatus): string[][] {
+	if (freezes === null) return [];
+	const { frozenAt, frozenMs, problem } = freezes;
+	const last = frozenAt === null ? "not frozen yet" : `frozen at ${frozenAt}, for ${frozenMs} ms`;
+	return [["guest agent", problem === null ? last : `${last}; ${problem}`]];
 }
 
 function describeResting(disk: RestingDiskStatus): string {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { VSOCK_ANY } from "../../adapters/nbd/listen-address.ts";
-import { parseAddress, parseCount, parseSeconds } from "./values.ts";
+import { collectAgents, parseAddress, parseCount, parseInterval, parseSeconds } from "./values.ts";
 
 test("addresses: TCP by name and number, vsock", () => {
 	assert.deepEqual(parseAddress("localhost:10809"), { kind: "tcp", host: "localhost", port: 10809 });
@@ -26,4 +26,12 @@ test("counts and seconds", () => {
 	for (const wrong of ["0", "-1", "1.5", "x", ""]) assert.throws(() => parseCount(wrong), wrong);
 	assert.deepEqual(["0", "30", "0.25"].map(parseSeconds), [0, 30_000, 250]);
 	for (const wrong of ["-1", "1e3", "x", "", "."]) assert.throws(() => parseSeconds(wrong), wrong);
+});
+
+test("guest agents: for all disks, or for one; intervals are longer than nothing", () => {
+	assert.deepEqual(collectAgents("/run/a=b"), [{ path: "/run/a=b" }]);
+	assert.deepEqual(collectAgents("web=/run/a=b", [{ path: "x" }]), [{ path: "x" }, { disk: "web", path: "/run/a=b" }]);
+	assert.throws(() => collectAgents(""), { code: "commander.invalidArgument" });
+	assert.equal(parseInterval("0.5"), 500);
+	assert.throws(() => parseInterval("0"), { code: "commander.invalidArgument" });
 });

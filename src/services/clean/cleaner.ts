@@ -11,6 +11,7 @@
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
+import type { Collected } from "../../adapters/plane/watch.ts";
 import { LastWritten } from "../../core/cleaner/last-written.ts";
 import { touchedBlocks, wholeBlocks } from "../../core/cleaner/plan.ts";
 import { type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
@@ -22,6 +23,7 @@ import type { ByteRange } from "../../foundations/guest-map.ts";
 import { BLOCK_SIZE, byteCount, byteOffset, divCeil, type LogPosition, logPosition } from "../../foundations/units.ts";
 import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
+import { FreezePoint } from "./freeze-point.ts";
 import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
@@ -30,7 +32,7 @@ import { provenRuns } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
 import { SecondWriter } from "./second-writer.ts";
-import { type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
+import { needsFreeze, type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
 
 /** Segments emptied before verdicts are looked for and space is freed again. */
 const SEGMENTS_PER_ROUND = 4;
@@ -77,7 +79,10 @@ export interface CleanerWorld {
 	readonly identify: (
 		plane: PlanePort,
 		readView: ReadView,
-	) => Promise<Pick<Volumes, "list" | "judge" | "isStillTheSame"> | undefined>;
+	) => Promise<
+		| (Pick<Volumes, "list" | "judge" | "isStillTheSame"> & Partial<Pick<Volumes, "wantsFreeze" | "judgeFrozen">>)
+		| undefined
+	>;
 	readonly allocated: (second: SecondImage) => HeldParts;
 	/** Milliseconds from some start; only grows. */
 	readonly now: () => number;
@@ -116,6 +121,10 @@ export interface VolumeStatus {
 	readonly commits: number;
 	/** Free, but written too recently to be dropped. In bytes. */
 	readonly pendingBytes: number;
+	/** Only a freeze point can let what was deleted since go, as long as it is mounted. */
+	readonly needsFreeze: boolean;
+	/** When the newest freeze point proved what was free, ISO 8601; null for none. */
+	readonly frozenAt: string | null;
 	readonly reason: string | null;
 }
 
@@ -186,6 +195,8 @@ export class Cleaner {
 			phase: volume.live === undefined ? "kept" : volume.verdict?.kind === "ready" ? "continuous" : "initialization",
 			commits: volume.live?.commits ?? 0,
 			pendingBytes: blocksIn(this.#youngIn(volume)) * BLOCK_SIZE,
+			needsFreeze: needsFreeze(volume),
+			frozenAt: volume.frozenAt ?? null,
 			reason: volume.reason ?? null,
 		}));
 	}
@@ -247,20 +258,53 @@ export class Cleaner {
 			this.#volumes = await this.#world.identify(plane, readView);
 			if (this.#volumes === undefined) return;
 		}
+		const collected = await this.#collect();
+		if (collected === undefined) return;
+		for (const verdict of await this.#volumes.judge(collected)) await this.#conclude(verdict, act);
+	}
+
+	/** What the guest wrote since the last time; undefined, and the volumes forgotten, where nothing may be concluded from that. */
+	async #collect(): Promise<Collected | undefined> {
+		const { plane } = this.#disk;
 		const collected = await plane.ask("collect");
-		if (collected.lost || (collected.identityTouched && !(await this.#volumes.isStillTheSame()))) {
-			for (const view of collected.views) if (view !== undefined) await plane.ask("releaseView", view.id);
-			this.#volumes = undefined;
-			return;
+		if (!collected.lost && !(collected.identityTouched && !(await this.#volumes?.isStillTheSame()))) return collected;
+		for (const view of collected.views) if (view !== undefined) await plane.ask("releaseView", view.id);
+		this.#volumes = undefined;
+		return undefined;
+	}
+
+	async #conclude(verdict: Verdict, act: (verdict: Verdict) => Promise<void>): Promise<void> {
+		try {
+			await act(verdict);
+		} finally {
+			await this.#keepPoint(verdict);
 		}
-		for (const verdict of await this.#volumes.judge(collected)) {
-			try {
-				await act(verdict);
-			} finally {
-				await this.#keepPoint(verdict);
-			}
-			if (verdict.state.watchChanged) this.#volumes = undefined;
+		if (verdict.state.watchChanged) this.#volumes = undefined;
+	}
+
+	// ---- Freezing -----------------------------------------------------------------------------------------
+
+	/** True where a freeze of the guest would let something go that nothing else can. */
+	get wantsFreeze(): boolean {
+		return this.#volumes?.wantsFreeze?.() ?? false;
+	}
+
+	/** Before a freeze is asked for; undefined where nothing is known of the volumes. Rounds must not run until it is judged. */
+	async prepareFreeze(): Promise<FreezePoint | undefined> {
+		const { plane } = this.#disk;
+		return this.#volumes === undefined ? undefined : new FreezePoint(plane, (await plane.ask("status")).position);
+	}
+
+	/** After the thaw: drops what the point proves. Returns the ids of volumes that were written while they should have been frozen. */
+	async judgeFrozen(point: FreezePoint): Promise<readonly string[]> {
+		const collected = await this.#collect();
+		const judged = collected && (await this.#volumes?.judgeFrozen?.(point, collected));
+		if (judged === undefined) {
+			await point.release();
+			return [];
 		}
+		for (const verdict of judged.verdicts) await this.#conclude(verdict, (each) => this.#act(each));
+		return judged.refused;
 	}
 
 	async #act({ volume, view, state }: Verdict): Promise<void> {
