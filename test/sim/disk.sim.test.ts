@@ -28,6 +28,9 @@ const keptSeeds: readonly { readonly seed: number; readonly found: string }[] = 
 	{ seed: 400698, found: "what a snapshot was to keep counted as kept when only the log's memory had it" },
 ];
 
+/** Its storage loses the newest write of a block of the second image, and that of the block's checksum. */
+const LOST_PAIR_SEED = 3_001_595;
+
 /** Runs one history; returns what broke, with the command that replays it. */
 async function runHistory(seed: number, options: DiskHistoryOptions): Promise<Error | undefined> {
 	try {
@@ -56,7 +59,7 @@ test(`nothing that happens to a host breaks the promise (${runs} histories from 
 });
 
 test("storage that breaks its word is noticed, never served", async (t) => {
-	const reached: RotTally = { rotted: 0, refused: 0, rottenReads: 0 };
+	const reached: RotTally = { rotted: 0, refused: 0, rottenReads: 0, olderPairs: 0 };
 	const count = Math.ceil(runs / 3);
 	for (let seed = firstSeed; seed < firstSeed + count; seed++) {
 		const history = new DiskHistory(seed);
@@ -66,9 +69,18 @@ test("storage that breaks its word is noticed, never served", async (t) => {
 		reached.rotted += history.rot.rotted;
 		reached.refused += history.rot.refused;
 		reached.rottenReads += history.rot.rottenReads;
+		reached.olderPairs += history.rot.olderPairs;
 	}
 	t.diagnostic(JSON.stringify(reached));
-	if (count >= 300) for (const [what, times] of Object.entries(reached)) assert.ok(times > 0, `never: ${what}`);
+	// Rare, and not asked for: see the next test.
+	const { olderPairs: _, ...usual } = reached;
+	if (count >= 300) for (const [what, times] of Object.entries(usual)) assert.ok(times > 0, `never: ${what}`);
+});
+
+test("a block that storage lost together with its checksum can't be told from an older one, and only such a block", async () => {
+	const history = new DiskHistory(LOST_PAIR_SEED);
+	await history.runRotten();
+	assert.equal(history.rot.olderPairs, 1);
 });
 
 test("zeros that a power cut could still undo are not punched, whatever older zeros there were", () => {
