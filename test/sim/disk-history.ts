@@ -781,8 +781,7 @@ export class DiskHistory {
 			else if (step < 86) this.#takeSnapshot();
 			else if (step < 87) this.#lookAtSnapshots();
 			else if (step < 89) this.#undo();
-			else if (step < 91) this.plane.log.seal();
-			else if (step < 93) this.#allocateAhead();
+			else if (step < 93) this.plane.log.seal();
 			else this.#checkBlock();
 			const tail = this.plane.log.tailPosition;
 			if (tail > this.#lastTail) this.tally.freedSegments++;
@@ -1121,19 +1120,6 @@ export class DiskHistory {
 			if (now !== expected) throw new PromiseBroken(`block ${block} of a view was ${expected} and became ${now}`);
 		});
 		held!.view.release();
-	}
-
-	#allocateAhead(): void {
-		const { log } = this.plane;
-		const range = log.nextToAllocate();
-		if (!range) return;
-		try {
-			this.first.allocate(range.offset, range.length);
-			log.allocated(range);
-		} catch (error) {
-			log.allocated(range, false);
-			throw error;
-		}
 	}
 
 	#valueAt(value: number): number {

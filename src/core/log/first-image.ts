@@ -525,16 +525,6 @@ export class FirstImage {
 		return before - end;
 	}
 
-	/** Where the next segment's space isn't allocated yet: its range. Call the file's allocate, on any thread, then `allocated`. */
-	nextToAllocate(): ColdRange | undefined {
-		const place = this.#state.table.prepare();
-		return place < 0 ? undefined : this.#rangeOf(place);
-	}
-
-	allocated(range: ColdRange, succeeded = true): void {
-		this.#state.table.prepared(this.#placeOf(range), succeeded);
-	}
-
 	#rangeOf(place: number): ColdRange {
 		return { offset: byteOffset(offsetOfPlace(this.#state.geometry, place)), length: byteCount(this.segmentBytes) };
 	}
