@@ -8,7 +8,7 @@
 // E3 and L5 in the data plane's `dropped` (unchanged since the view), E4 and L4 by `isDurable`, L8 in `wholeBlocks`.
 
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
-import { unpackLocated } from "../../adapters/plane/located.ts";
+import { LOCATED_AT_ONCE, unpackLocated } from "../../adapters/plane/located.ts";
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
@@ -21,8 +21,6 @@ import type { SecondWriter } from "./second-writer.ts";
 
 /** Runs handed to the data plane at once: bounds how long the guest waits for it. */
 const RUNS_PER_CALL = 4096;
-/** Blocks looked up in one call: 256 MiB of the disk. */
-const LOCATED_AT_ONCE = 65_536;
 /** Young runs that are remembered one by one: bounds memory, however a file system's free blocks lie. */
 const YOUNG_RUNS_MAX = 1 << 18;
 
