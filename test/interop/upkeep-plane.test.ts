@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { truncate, writeFile } from "node:fs/promises";
 import { test } from "node:test";
-import type { PlaneCall, PlanePort } from "../../src/adapters/plane/messages.ts";
+import type { PlaneCall, PlanePort, ViewHandle } from "../../src/adapters/plane/messages.ts";
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
 import type { BlockRun } from "../../src/core/cleaner/runs.ts";
 import type { LiveState } from "../../src/core/filesystems/live.ts";
@@ -139,6 +139,29 @@ test("shrink: what a client wrote into the end after it was looked at stays", as
 	assert.equal(plane.isDone, true);
 	assert.equal(server.directory.description.size, 64 * MIB);
 	await visit(server, async (client) => assert.ok((await client.read(60 * MIB, BLOCK)).equals(bytes)));
+});
+
+test("fold: a view of which the first image has forgotten a block behind a punch is not folded any more", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	await visit(server, async (client) => {
+		await client.write(BLOCK, random(1, BLOCK));
+		await client.trim(BLOCK, BLOCK);
+	});
+	const trimmed = await server.plane.ask("takeView");
+	let written: ViewHandle | undefined;
+	const plane = interrupted(server.plane, "punched", "before", async () => {
+		await visit(server, (client) => client.write(BLOCK, random(2, BLOCK)));
+		written = await server.plane.ask("takeView");
+		await visit(server, (client) => client.trim(BLOCK, BLOCK));
+	});
+	const { cleaner } = operators(server, { plane });
+	await server.plane.ask("flush");
+	await cleaner.foldView(trimmed);
+	assert.ok(plane.isDone && written !== undefined);
+	await server.plane.ask("flush");
+	// The punch stands for the second trim as well: nothing has the block any more as it was before that one.
+	await assert.rejects(cleaner.foldView(written), /folded over newer content/);
 });
 
 for (const [kind, when] of [

@@ -59,7 +59,8 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 		},
 		punched: (runs, done) => {
 			plane.ages.clearing(runs);
-			done(log.punched(runs));
+			log.punched(runs);
+			done(log.guestEntries);
 		},
 		takeView: (_, done) => done(viewPoints.take()),
 		recovered: (entry, done) => {

@@ -67,7 +67,7 @@ export interface PlaneCalls {
 	moved: { input: { runs: Float64Array; view: number }; output: number };
 	/** Pairs proven unused in a view; answers the pairs that read as zeros now by this call. */
 	dropped: { input: { runs: Float64Array; view: number }; output: Float64Array };
-	/** Pairs that read as zeros in the second image, durably. */
+	/** Pairs that read as zeros in the second image, durably. Answers what `guestEntries` of a view taken now would be. */
 	punched: { input: Float64Array; output: number };
 	/** Pairs: forgets the checksums of blocks that are about to be punched; durable after `flushSums`. */
 	forgetSums: { input: Float64Array; output: undefined };

@@ -147,8 +147,7 @@ export class Cleaner {
 	#foldedAt = -1;
 	/** Since when the guest has written nothing. */
 	#silence = { guestEntries: -1, since: 0 };
-	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
-	#changedThrough = 0;
+	#movedThrough = 0;
 
 	/** @param opened the log's position when the disk was opened */
 	constructor(disk: CleanerDisk, opened: LogPosition, world: CleanerWorld = realWorld) {
@@ -258,7 +257,7 @@ export class Cleaner {
 		if (state.kind !== "ready") return;
 		if (state.metadataBytesRead > 0) counters.groupsLastPass = state.groupsRead;
 		const free = this.#candidates(volume, state.changed);
-		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		this.#noteChanged(view.guestEntries);
 		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, state.settled);
 		this.#young.set(volume, waiting);
 		counters.droppedBytes += droppedBytes;
@@ -304,10 +303,8 @@ export class Cleaner {
 			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flatMap(({ young }) => young));
 			for (const segment of due) {
 				const started = this.#world.now();
-				const { movedBytes, keptBlocks, zeroedBlocks } = await this.#mover.moveSegment(segment, view, keep);
-				// A zeroed block may have been written and zeroed again by now.
-				const through = zeroedBlocks > 0 ? (await plane.ask("status")).guestEntries : segment.endGuestEntries;
-				this.#changedThrough = Math.max(this.#changedThrough, through);
+				const { movedBytes, keptBlocks } = await this.#mover.moveSegment(segment, view, keep);
+				this.#noteChanged(segment.endGuestEntries);
 				this.counters.movedBytes += movedBytes;
 				if (keptBlocks === 0) this.#emptied.add(segment.sequence);
 				// Later segments can't be freed before this one.
@@ -335,6 +332,15 @@ export class Cleaner {
 	#isDue(segment: SegmentInfo, status: PlaneStatus): boolean {
 		if (segment.liveSlots === 0 || status.usedBytes > EAGER_SHARE * status.limitBytes) return true;
 		return this.#pace.isQuiet && this.#world.now() - this.#firstSeen.get(segment.sequence)! >= SETTLE_MS;
+	}
+
+	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
+	get #changedThrough(): number {
+		return Math.max(this.#movedThrough, this.#dropper.forgottenThrough);
+	}
+
+	#noteChanged(guestEntries: number): void {
+		this.#movedThrough = Math.max(this.#movedThrough, guestEntries);
 	}
 
 	// ---- Folding ------------------------------------------------------------------------------------------
@@ -406,7 +412,7 @@ export class Cleaner {
 		assert(view.guestEntries >= this.#changedThrough, "a view is folded over newer content");
 		const { second, closing } = this.#disk;
 		// From the first block on: a fold that fails halfway leaves the second image newer than any older view.
-		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		this.#noteChanged(view.guestEntries);
 		const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused, signal: closing });
 		this.counters.movedBytes += moved ?? 0;
 		return moved;
@@ -421,7 +427,7 @@ export class Cleaner {
 
 	/** Gives up blocks that the guest map of a resting disk proves unused, where they still are as `view` shows them. Returns how many. */
 	async giveUp(runs: readonly BlockRun[], view: ViewHandle): Promise<number> {
-		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		this.#noteChanged(view.guestEntries);
 		return (await this.#dropper.giveUp(view, runs)) / BLOCK_SIZE;
 	}
 

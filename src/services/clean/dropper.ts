@@ -42,6 +42,11 @@ export class Dropper {
 	/** Dropped blocks may be wanted back: they are punched later, with their segment. */
 	quarantined = false;
 	youngRunsMax = YOUNG_RUNS_MAX;
+	/**
+	 * In guest entries: of zeros up to here, the first image may have forgotten some that were punched. A block may have been
+	 * written and trimmed again meanwhile, and the punch stands for the later zeros, too.
+	 */
+	forgottenThrough = 0;
 
 	/** @param held which parts of the second image take space; by default it is asked itself */
 	constructor(
@@ -130,7 +135,7 @@ export class Dropper {
 	/** Frees blocks that read as zeros in the second image, and then takes their mark off the first. */
 	async punch(runs: readonly BlockRun[]): Promise<void> {
 		await this.clear(runs);
-		if (runs.length > 0) await this.#plane.ask("punched", packRuns(runs));
+		if (runs.length > 0) this.forgottenThrough = await this.#plane.ask("punched", packRuns(runs));
 	}
 
 	/** Frees blocks that read as zeros in the second image; they stay marked in the first, where `undo` looks for them. */
