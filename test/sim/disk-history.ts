@@ -35,7 +35,7 @@ import { Model } from "./model.ts";
 import { checkQcow2 } from "./qcow2-checker.ts";
 import { Random } from "./random.ts";
 import { type Chooser, Scheduler } from "./scheduler.ts";
-import { PowerCut, pinned, SimFile, unitsOf, World } from "./sim-file.ts";
+import { type Corruption, PowerCut, pinned, SimFile, unitsOf, World } from "./sim-file.ts";
 import { SimPlane } from "./sim-plane.ts";
 import { allocatedIn, DISK_BLOCKS_MAX, openSimQcow2, openSimSecond } from "./sim-second.ts";
 import { qcow2Block, tinyQcow2 } from "./tiny-qcow2.ts";
@@ -83,6 +83,11 @@ export interface RotTally {
 	rottenReads: number;
 	/** Blocks that read as they were before, since the storage lost them together with their checksums. */
 	olderPairs: number;
+}
+
+/** What storage did to one of the disk's files. */
+interface Misdeed extends Corruption {
+	readonly name: "first" | "second" | "sums";
 }
 
 /** Of each block, what the second image holds of it (undefined where broken tables lead nowhere) and its checksum beside that. */
@@ -296,15 +301,24 @@ export class DiskHistory {
 		const end = this.random.below(4);
 		if (end < 2) await this.cleanRestart();
 		else if (end === 2) this.#powerCut();
+		const deeds = Array.from({ length: 1 + this.random.below(3) }, () => (): Misdeed | undefined => {
+			const name = this.random.pick(["first", "first", "second", "sums"] as const);
+			const deed = this[name].corrupt(this.random);
+			return deed && { ...deed, name };
+		});
+		await this.breakWord(deeds);
+	}
+
+	/** Storage does this to the files while nobody has them open; then the disk is opened and every block looked at. Throws PromiseBroken. */
+	async breakWord(misdeeds: readonly (() => Misdeed | undefined)[]): Promise<void> {
 		const deeds: string[] = [];
 		const lostContent = new Map<number, Uint8Array>();
 		const lostSums = new Map<number, number>();
-		for (let i = this.random.below(3); i >= 0; i--) {
-			const name = this.random.pick(["first", "first", "second", "sums"] as const);
+		for (const act of misdeeds) {
 			const before = this.#secondCopy();
-			const deed = this[name].corrupt(this.random);
+			const deed = act();
 			if (deed === undefined) continue;
-			deeds.push(`${name}: ${deed.what}`);
+			deeds.push(`${deed.name}: ${deed.what}`);
 			if (!deed.isLostWrite) continue;
 			const { stored, sums } = this.#secondCopy();
 			for (const [block, bytes] of stored.entries()) {

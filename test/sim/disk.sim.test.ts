@@ -28,9 +28,6 @@ const keptSeeds: readonly { readonly seed: number; readonly found: string }[] = 
 	{ seed: 400698, found: "what a snapshot was to keep counted as kept when only the log's memory had it" },
 ];
 
-/** Its storage loses the newest write of a block of the second image, and that of the block's checksum. */
-const LOST_PAIR_SEED = 3_001_595;
-
 /** Runs one history; returns what broke, with the command that replays it. */
 async function runHistory(seed: number, options: DiskHistoryOptions): Promise<Error | undefined> {
 	try {
@@ -72,15 +69,9 @@ test("storage that breaks its word is noticed, never served", async (t) => {
 		reached.olderPairs += history.rot.olderPairs;
 	}
 	t.diagnostic(JSON.stringify(reached));
-	// Rare, and not asked for: see the next test.
+	// Rare, and not asked for: see the last test of this file.
 	const { olderPairs: _, ...usual } = reached;
 	if (count >= 300) for (const [what, times] of Object.entries(usual)) assert.ok(times > 0, `never: ${what}`);
-});
-
-test("a block that storage lost together with its checksum can't be told from an older one, and only such a block", async () => {
-	const history = new DiskHistory(LOST_PAIR_SEED);
-	await history.runRotten();
-	assert.equal(history.rot.olderPairs, 1);
 });
 
 test("zeros that a power cut could still undo are not punched, whatever older zeros there were", () => {
@@ -211,4 +202,24 @@ describe("the simulation notices", () => {
 			}
 			assert.fail(`${MUTANT_RUNS} histories found nothing wrong`);
 		});
+});
+
+test("a block that storage lost together with its checksum can't be told from an older one; without it, it can", async () => {
+	const block = 2;
+	const lost = async (deeds: "block" | "both"): Promise<RotTally> => {
+		const history = new DiskHistory(1, { small: true });
+		history.world.remembers = true;
+		const writeAndMove = [write(block), record, record, flush, seal, cleanAll];
+		// A newer segment, and flushes, free the moved ones: whoever opens the disk then reads the block in the second image.
+		await history.performAll([...writeAndMove, ...writeAndMove, write(1), flush, flush, flush]);
+		await history.cleanRestart();
+		const loseBlock = () => ({ name: "second" as const, ...history.second.loseWrite(8 * block) });
+		// The checksums of a small disk are the first sector behind the header.
+		const loseSum = () => ({ name: "sums" as const, ...history.sums.loseWrite(8) });
+		await history.breakWord(deeds === "both" ? [loseBlock, loseSum] : [loseBlock]);
+		return history.rot;
+	};
+	// What is rotten is the record, whose checksum went with the block's.
+	assert.deepEqual(await lost("both"), { rotted: 1, refused: 0, rottenReads: 1, olderPairs: 1 });
+	assert.deepEqual(await lost("block"), { rotted: 1, refused: 0, rottenReads: 1, olderPairs: 0 });
 });
