@@ -656,6 +656,8 @@ export class DiskHistory {
 		this.#cleaner = new Cleaner(disk, log.position, {
 			identify: (plane, read) => ToyVolumes.identify(plane, read, this.guest),
 			allocated: ({ held }) => (this.#format === "raw" ? allocatedIn(this.second) : held),
+			// Mostly all at once: each rest takes turns that the history then lacks.
+			piece: () => ({ blocks: this.random.chance(20) ? 1 + this.random.below(8) : DISK_BLOCKS_MAX }),
 			now: () => {
 				this.#now += this.random.below(8000);
 				return this.#now;

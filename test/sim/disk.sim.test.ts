@@ -206,8 +206,8 @@ describe("the simulation notices", () => {
 
 test("a block that storage lost together with its checksum can't be told from an older one; without it, it can", async () => {
 	const block = 2;
-	const lost = async (deeds: "block" | "both"): Promise<RotTally> => {
-		const history = new DiskHistory(1, { small: true });
+	const lost = async (seed: number, deeds: "block" | "both"): Promise<RotTally> => {
+		const history = new DiskHistory(seed, { small: true });
 		history.world.remembers = true;
 		const writeAndMove = [write(block), record, record, flush, seal, cleanAll];
 		// A newer segment, and flushes, free the moved ones: whoever opens the disk then reads the block in the second image.
@@ -219,7 +219,14 @@ test("a block that storage lost together with its checksum can't be told from an
 		await history.breakWord(deeds === "both" ? [loseBlock, loseSum] : [loseBlock]);
 		return history.rot;
 	};
-	// What is rotten is the record, whose checksum went with the block's.
-	assert.deepEqual(await lost("both"), { rotted: 1, refused: 0, rottenReads: 1, olderPairs: 1 });
-	assert.deepEqual(await lost("block"), { rotted: 1, refused: 0, rottenReads: 1, olderPairs: 0 });
+	let pairs = 0;
+	let rotten = 0;
+	for (let seed = 1; seed <= 20; seed++) {
+		pairs += (await lost(seed, "both")).olderPairs;
+		const alone = await lost(seed, "block");
+		assert.equal(alone.olderPairs, 0);
+		rotten += alone.rottenReads;
+	}
+	// Where a fold wrote the same content once more, nothing is lost.
+	assert.ok(pairs > 0 && rotten > 0, `${pairs} pairs, ${rotten} rotten blocks`);
 });

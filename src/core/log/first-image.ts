@@ -380,10 +380,10 @@ export class FirstImage {
 		return view;
 	}
 
-	/** The log's segments, oldest first. */
-	segments(): SegmentInfo[] {
+	/** The log's segments, oldest first, and no more than `most`. */
+	segments(most = Number.POSITIVE_INFINITY): SegmentInfo[] {
 		const { table, geometry } = this.#state;
-		return table.chain.map((segment) => ({
+		return table.chain.slice(0, most).map((segment) => ({
 			sequence: segment.sequence,
 			state: segment.sealed ? "sealed" : "active",
 			firstPosition: logPosition(table.firstPositionOf(segment)),
