@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { truncate, writeFile } from "node:fs/promises";
 import { test } from "node:test";
-import type { PlaneCall, PlanePort, ViewHandle } from "../../src/adapters/plane/messages.ts";
+import type { PlaneCall, PlanePort, PlaneStatus, ViewHandle } from "../../src/adapters/plane/messages.ts";
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
 import type { BlockRun } from "../../src/core/cleaner/runs.ts";
 import type { LiveState } from "../../src/core/filesystems/live.ts";
@@ -13,6 +13,7 @@ import { Cleaner, type CleanerWorld } from "../../src/services/clean/cleaner.ts"
 import { Dropper } from "../../src/services/clean/dropper.ts";
 import { SecondWriter } from "../../src/services/clean/second-writer.ts";
 import type { ServedVolume } from "../../src/services/clean/volumes.ts";
+import { RateLimit } from "../../src/services/rate-limit.ts";
 import { Upkeep } from "../../src/services/upkeep.ts";
 import { snapshotSource, viewSource } from "../../src/services/view-source.ts";
 import { flip } from "../support/bit-rot.ts";
@@ -30,9 +31,15 @@ const BLOCK = 4096;
 /** What operators have of a disk. `quarantineMs`: dropped blocks are kept. */
 function operators(
 	server: PlaneServer,
-	options: { readonly quarantineMs?: number; readonly plane?: PlanePort; readonly world?: CleanerWorld } = {},
+	options: {
+		readonly quarantineMs?: number;
+		readonly plane?: PlanePort;
+		readonly world?: CleanerWorld;
+		readonly limit?: RateLimit;
+		readonly rest?: (milliseconds: number) => Promise<boolean>;
+	} = {},
 ): { readonly cleaner: Cleaner; readonly upkeep: Upkeep } {
-	const { quarantineMs = 0, plane = server.plane, world } = options;
+	const { quarantineMs = 0, plane = server.plane, world, limit, rest = () => Promise.resolve(true) } = options;
 	const { directory } = server;
 	const { firstFd, firstSpace, second, snapshots } = directory;
 	const cleaner = new Cleaner(
@@ -47,7 +54,8 @@ function operators(
 			beforeChange: () => Promise.resolve(),
 			onFolded: () => Promise.resolve(),
 			closing: new AbortController().signal,
-			rest: () => Promise.resolve(true),
+			rest,
+			limit,
 			quarantineMs,
 		},
 		// Of a new disk.
@@ -162,6 +170,62 @@ test("fold: a view of which the first image has forgotten a block behind a punch
 	await server.plane.ask("flush");
 	// The punch stands for the second trim as well: nothing has the block any more as it was before that one.
 	await assert.rejects(cleaner.foldView(written), /folded over newer content/);
+});
+
+test("--max-rate: cleaning in the background waits for what it copied to be paid for, unless clients wait for room", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	await visit(server, async (client) => {
+		for (let i = 0; i < 8; i++) await client.write(i * MIB, random(i, MIB));
+		await client.flush();
+	});
+	await server.plane.ask("seal");
+	let now = 0;
+	let rested = 0;
+	const limit = new RateLimit(MIB, () => now);
+	const world = {
+		identify: () =>
+			Promise.resolve({ list: [], judge: () => Promise.resolve([]), isStillTheSame: () => Promise.resolve(true) }),
+		allocated: () => server.directory.second.held,
+		now: () => now,
+	};
+	let stalled = false;
+	const plane = {
+		ask: async (asked: PlaneCall, ...input: unknown[]): Promise<unknown> => {
+			const answer = await (server.plane.ask as (kind: PlaneCall, ...input: unknown[]) => Promise<unknown>)(
+				asked,
+				...input,
+			);
+			return asked === "status" && stalled ? { ...(answer as PlaneStatus), stalled: 1 } : answer;
+		},
+	} as PlanePort;
+	const { cleaner } = operators(server, {
+		plane,
+		world,
+		limit,
+		rest: (milliseconds) => {
+			now += milliseconds;
+			rested += milliseconds;
+			return Promise.resolve(true);
+		},
+	});
+	const settled = async (): Promise<number> => {
+		await cleaner.round();
+		now += 60_000;
+		rested = 0;
+		const { movedBytes } = cleaner.counters;
+		await cleaner.round();
+		return cleaner.counters.movedBytes - movedBytes;
+	};
+	// Read and written: twice 8 MiB at 1 MiB per second.
+	assert.equal(await settled(), 8 * MIB);
+	assert.ok(rested >= 16_000, `${rested} ms`);
+	await visit(server, (client) => client.write(0, random(9, MIB)));
+	await server.plane.ask("seal");
+	stalled = true;
+	assert.equal(await settled(), 0, "the first of both rounds did it");
+	assert.equal(rested, 0);
+	assert.equal(cleaner.counters.movedBytes, 9 * MIB);
 });
 
 for (const [kind, when] of [
