@@ -37,6 +37,8 @@ const SEGMENTS_PER_ROUND = 4;
 const LOOKED_AT = 64;
 /** Rounds of flushing in one go: two make a segment free, one more starts when writes came in between. */
 const FREEING_FLUSHES = 3;
+/** With a limit on bytes, what it allows in this time is copied at once. */
+const PAID_AT_ONCE_MS = 250;
 /** The second image is made complete at most this often: each time costs two durable records. */
 const FOLD_MS = 30_000;
 /** Only when so little is left that ordinary rounds have moved the rest, in bytes: what is deleted soon isn't copied. */
@@ -169,8 +171,7 @@ export class Cleaner {
 		this.#world = world;
 		this.#pace = new Pace(world.now(), opened);
 		const { newestSnapshot, onLost, beforeChange, quarantineMs } = disk;
-		const piece = (): BatchLimits =>
-			this.#isGentle ? (world.piece?.() ?? this.#pace.piece) : { blocks: Number.POSITIVE_INFINITY };
+		const piece = (): BatchLimits => this.#piece();
 		const onCopied = (bytes: number): Promise<void> => this.#copied(bytes);
 		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, onLost, beforeChange, piece, onCopied });
 		this.#dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
@@ -252,6 +253,14 @@ export class Cleaner {
 	#beGentle(): void {
 		this.#isGentle = true;
 		this.#pieceBegan = this.#world.now();
+	}
+
+	/** What is copied before the guest, and the limit, have their turn. */
+	#piece(): BatchLimits {
+		if (!this.#isGentle) return { blocks: Number.POSITIVE_INFINITY };
+		const { blocks, ...rest } = this.#world.piece?.() ?? this.#pace.pieceAt(this.#world.now());
+		const paidBytes = this.#disk.limit?.bytesIn(PAID_AT_ONCE_MS) ?? Number.POSITIVE_INFINITY;
+		return { blocks: Math.min(blocks, Math.max(1, Math.floor(paidBytes / 2 / BLOCK_SIZE))), ...rest };
 	}
 
 	async #copied(bytes: number): Promise<void> {

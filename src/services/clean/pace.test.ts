@@ -74,14 +74,16 @@ function feel(pace: Pace, latencies: Latencies, resting: number, working: number
 
 test("a guest that feels the cleaner gets longer rests and shorter pieces, and as much as before once it feels nothing", () => {
 	const pace = paceAt(1);
-	const { piece } = pace;
+	const piece = pace.pieceAt(1010);
+	assert.equal(pace.pieceAt(2000).blocks, Number.POSITIVE_INFINITY, "nobody minds");
 	const usual = restOf(pace, 100);
 	const latencies = new Latencies();
 	feel(pace, latencies, 0.05, 0.05);
 	assert.equal(pace.stretch, 1);
 	feel(pace, latencies, 0.05, 2);
 	assert.equal(pace.stretch, 8);
-	assert.ok(pace.piece.blocks <= piece.blocks / 8 && pace.piece.runs >= 1);
+	const shorter = pace.pieceAt(2130);
+	assert.ok(shorter.blocks <= piece.blocks / 8 && shorter.runs! >= 1);
 	// As the guest did something a moment before.
 	const stretched = pace.restAfter(SEGMENT, 10, statusOf(100, 1), 2130);
 	assert.ok(stretched > 4 * usual, `${stretched} ms instead of ${usual}`);

@@ -17,6 +17,7 @@
 
 import { type LatencyCounts, percentileOf } from "../../adapters/plane/latencies.ts";
 import type { PlaneStatus } from "../../adapters/plane/messages.ts";
+import type { BatchLimits } from "../../core/cleaner/runs.ts";
 import { BLOCK_SIZE } from "../../foundations/units.ts";
 
 /** A segment is moved once it has been closed for this long: what is deleted soon is never copied. */
@@ -93,15 +94,16 @@ export class Pace {
 		return this.#stretch;
 	}
 
-	/** What is copied between two rests. */
-	get piece(): { readonly blocks: number; readonly runs: number } {
+	/** What is copied between two rests; all at once for a guest that is idle at `now`. */
+	pieceAt(now: number): BatchLimits {
+		if (this.#isIdleAt(now)) return { blocks: Number.POSITIVE_INFINITY };
 		const part = (most: number): number => Math.ceil(most / this.#stretch);
 		return { blocks: part(PIECE.blocks), runs: part(PIECE.runs) };
 	}
 
 	/** Milliseconds of rest at `now` after `bytes` of the log were emptied in `milliseconds`. */
 	restAfter(bytes: number, milliseconds: number, status: PlaneStatus, now: number): number {
-		if (now - this.#activity.at >= IDLE_MS || isUrgent(status)) return 0;
+		if (this.#isIdleAt(now) || isUrgent(status)) return 0;
 		const { usedBytes, limitBytes } = status;
 		const fill = Math.max(0, (usedBytes / limitBytes - EAGER_SHARE) / (URGENT_SHARE - EAGER_SHARE));
 		// The fuller the log, the less can be done for the guest's latencies.
@@ -110,6 +112,10 @@ export class Pace {
 		const bytesPerSecond = Math.max(this.#rate * (1 + fill), leisurely);
 		const affordable = (bytes / bytesPerSecond) * 1000 - milliseconds;
 		return Math.min(REST_MS_MAX * stretch, Math.max(affordable, milliseconds * REST_MIN * stretch * (1 - fill)));
+	}
+
+	#isIdleAt(now: number): boolean {
+		return now - this.#activity.at >= IDLE_MS;
 	}
 
 	#compare(counts: LatencyCounts, phase: Phase): void {
