@@ -149,6 +149,23 @@ test("shrink: what a client wrote into the end after it was looked at stays", as
 	await visit(server, async (client) => assert.ok((await client.read(60 * MIB, BLOCK)).equals(bytes)));
 });
 
+test("written: answered once a client has written since, and at once where one has already", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const { guestEntries } = await server.plane.ask("status");
+	let isWritten = false;
+	const written = server.plane.ask("written", guestEntries).then(() => {
+		isWritten = true;
+	});
+	await visit(server, async (client) => void (await client.read(0, BLOCK)));
+	// Calls are answered in order: the one that waits would have been.
+	await server.plane.ask("status");
+	assert.equal(isWritten, false);
+	await visit(server, (client) => client.write(0, random(1, BLOCK)));
+	await written;
+	await server.plane.ask("written", guestEntries);
+});
+
 test("fold: a view of which the first image has forgotten a block behind a punch is not folded any more", async () => {
 	await using folder = await temporaryFolder();
 	await using server = await startPlane({ directory: folder.file("disk") });
