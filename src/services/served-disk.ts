@@ -404,7 +404,8 @@ export class ServedDisk implements AsyncDisposable {
 				const progress = await this.#roundInTurn();
 				await this.#faceFullLog(progress);
 				const { roundEntries } = this.#cleaner;
-				const isIdle = progress === 0 && roundEntries === seenEntries;
+				// Clients that find no room write nothing, and yet need the next round soon.
+				const isIdle = progress === 0 && roundEntries === seenEntries && this.#hopelessRounds === 0;
 				pauseMs = isIdle ? Math.min(2 * pauseMs, ROUND_MS_MAX) : ROUND_MS;
 				seenEntries = roundEntries;
 				if (progress > 0) continue;
@@ -425,9 +426,9 @@ export class ServedDisk implements AsyncDisposable {
 	async #roundInTurn(): Promise<number> {
 		// Whoever has the disk for himself now shouldn't hold a turn meanwhile.
 		await this.#round;
-		const { granted } = await this.#takeTurn();
+		const turn = await this.#takeTurn();
 		try {
-			await granted;
+			await this.#awaitTurn(turn, this.#idle, () => false);
 			if (this.#closing.signal.aborted) return 0;
 			return await this.#exclusive(() => this.#cleaner.round());
 		} finally {
@@ -436,6 +437,7 @@ export class ServedDisk implements AsyncDisposable {
 		}
 	}
 
+	/** Asks for a turn; see `#awaitTurn`. */
 	async #takeTurn(): Promise<Turn> {
 		const outlook = this.#turns.isFree ? NOTHING_KNOWN : await this.#cleaner.outlook();
 		this.#turn = this.#turns.take(outlook);
@@ -443,14 +445,21 @@ export class ServedDisk implements AsyncDisposable {
 		return this.#turn;
 	}
 
+	/** Until it is there, the disk is being closed, or `isEnough`; `nap` is woken for that. */
+	async #awaitTurn(turn: Turn, nap: Nap, isEnough: () => boolean): Promise<void> {
+		void turn.granted.then(() => nap.wake());
+		while (!turn.isGranted && !isEnough() && !this.#closing.signal.aborted) {
+			const isOver = await this.#sleep(nap, ROUND_MS);
+			// Others may take long, and the guest goes on writing.
+			if (isOver && !turn.isGranted && (await this.#cleaner.outlook()).isUrgent) turn.hurry();
+		}
+	}
+
 	/** See `CleanerDisk`. Meanwhile other disks have their turns. */
 	async #rest(milliseconds: number): Promise<boolean> {
 		this.#turn?.end();
 		if (this.#queued > 0 || !(await this.#sleep(this.#resting, milliseconds))) return false;
-		const turn = await this.#takeTurn();
-		void turn.granted.then(() => this.#resting.wake());
-		while (!turn.isGranted && this.#queued === 0 && !this.#closing.signal.aborted)
-			await this.#sleep(this.#resting, Number.POSITIVE_INFINITY);
+		await this.#awaitTurn(await this.#takeTurn(), this.#resting, () => this.#queued > 0);
 		return this.#queued === 0 && !this.#closing.signal.aborted;
 	}
 
