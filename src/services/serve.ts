@@ -10,6 +10,7 @@
 // the process closes them. So `broken` tells the caller to close everything else and to end.
 
 import { closeSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { basename, join, resolve } from "node:path";
 import {
 	exportUri,
@@ -24,12 +25,17 @@ import { diskTransmissionFlags, type ExportDescription } from "../core/nbd/hands
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount } from "../foundations/units.ts";
 import type { LvmFree } from "./clean/cleaner.ts";
+import { CleaningTurns } from "./clean/turns.ts";
 import type { ClientLimits } from "./client-setup.ts";
 import { type ControlledDisk, type ControlServer, listenControl, SOCKET_PATH_BYTES_MAX } from "./control.ts";
 import { type DiskCommandName, diskCommands, runCommand } from "./disk-commands.ts";
 import { freezingPath } from "./disk-paths.ts";
 import { Freezer } from "./freezer.ts";
+import { RateLimit } from "./rate-limit.ts";
 import { ServedDisk } from "./served-disk.ts";
+
+/** Disks that clean at once, at most, and never more than leaves a processor for the guests' disks. */
+const CLEANING_AT_ONCE = 4;
 
 export interface ServeOptions {
 	/** The disks' directories. */
@@ -58,6 +64,8 @@ export interface ServeOptions {
 	readonly agents?: readonly ServeAgent[];
 	/** A guest is frozen at most this often, in milliseconds; default 10 minutes. */
 	readonly freezeEveryMs?: number;
+	/** Bytes per second that cleaning in the background may read and write, all disks together; no limit where not given. */
+	readonly bytesPerSecond?: number;
 	/** One line about a disk that an operator should know; `name` is the disk's, or null for all of them. */
 	readonly onEvent?: (line: string, name: string | null) => void;
 }
@@ -94,6 +102,8 @@ export const serveDisks = (options: ServeOptions): Promise<Server> => Server.sta
 export class Server implements AsyncDisposable {
 	readonly #options: ServeOptions;
 	readonly #tls: ServerTls | undefined;
+	readonly #turns = new CleaningTurns(Math.max(1, Math.min(CLEANING_AT_ONCE, availableParallelism() - 1)));
+	readonly #limit: RateLimit | undefined;
 	readonly #disks: ServedDisk[] = [];
 	readonly #controls: ControlServer[] = [];
 	readonly #listeners: NbdListener[] = [];
@@ -105,6 +115,7 @@ export class Server implements AsyncDisposable {
 	private constructor(options: ServeOptions, tls: ServerTls | undefined) {
 		this.#options = options;
 		this.#tls = tls;
+		this.#limit = options.bytesPerSecond === undefined ? undefined : new RateLimit(options.bytesPerSecond);
 	}
 
 	static async start(options: ServeOptions): Promise<Server> {
@@ -172,6 +183,8 @@ export class Server implements AsyncDisposable {
 			acceptChangedImage,
 			quarantineMs,
 			lvmFree,
+			turns: this.#turns,
+			limit: this.#limit,
 			onEvent: (line) => onEvent(line, name),
 			onBroken: (error) => this.#broken.resolve(error),
 		});

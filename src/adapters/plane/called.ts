@@ -21,6 +21,8 @@ export type CalledPlane = Pick<
 	| "viewPoints"
 	| "ages"
 	| "counters"
+	| "latencies"
+	| "awaitWrites"
 	| "clientCount"
 	| "stalledCount"
 	| "isReceiving"

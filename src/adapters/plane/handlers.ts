@@ -43,6 +43,8 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(undefined);
 		},
 		segments: (_, done) => done(log.segments()),
+		oldestSegments: (most, done) => done(log.segments(most)),
+		written: (since, done) => plane.awaitWrites(since, () => done(undefined)),
 		liveRuns: ({ sequence, from }, done) => {
 			const { runs, next } = log.liveRuns(sequence, { from, slotsMax: SLOTS_AT_ONCE });
 			done({ runs: withOffsets(plane, runs), next });
@@ -59,7 +61,8 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 		},
 		punched: (runs, done) => {
 			plane.ages.clearing(runs);
-			done(log.punched(runs));
+			log.punched(runs);
+			done(log.guestEntries);
 		},
 		takeView: (_, done) => done(viewPoints.take()),
 		recovered: (entry, done) => {
@@ -157,6 +160,7 @@ function statusOf(plane: CalledPlane): PlaneStatus {
 		poisoned: log.poisoned,
 		hostIsFull: log.commitError?.code === "NO_SPACE",
 		counters: { ...plane.counters },
+		latencies: plane.latencies.counts(),
 	};
 }
 

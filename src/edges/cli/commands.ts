@@ -137,6 +137,7 @@ const serveCommand = (): Command =>
 		.option("--tls-creds <folder>", "encrypt, with the files that QEMU looks for in such a folder")
 		.option("--tls-optional", "clients without TLS are served as well")
 		.option("--log-limit <size>", "most host space that each first image may take", parseSize)
+		.option("--max-rate <size>", "most bytes that cleaning reads and writes per second (default: no limit)", parseSize)
 		.option("--quarantine <seconds>", "keep dropped blocks for so long, so that undo brings them back", parseSeconds)
 		.addOption(
 			new Option("--lvm-free <what>", "keep or drop what lies in LVM's free extents")

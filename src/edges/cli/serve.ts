@@ -43,6 +43,8 @@ interface ServeCommandOptions {
 	readonly qga?: readonly ServeAgent[];
 	/** Milliseconds. */
 	readonly freezeEvery: number;
+	/** Bytes per second. */
+	readonly maxRate?: number;
 	readonly printQemu?: boolean;
 	readonly json?: boolean;
 }
@@ -51,7 +53,7 @@ interface ServeCommandOptions {
 const BROKEN_CLOSE_MS = 10_000;
 
 export async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
-	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0, lvmFree } = options;
+	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0, lvmFree, maxRate } = options;
 	const addresses = addressesOf(options);
 	const tls = tlsFilesOf(options);
 	const log = openLog();
@@ -72,6 +74,7 @@ export async function serve(disks: readonly string[], options: ServeCommandOptio
 			...(tls === undefined ? {} : { tls }),
 			...limitsOf(options),
 			...(logLimit === undefined ? {} : { limitBytes: logLimit }),
+			...(maxRate === undefined ? {} : { bytesPerSecond: maxRate }),
 			onEvent: (line, name) => (name === null ? log.info(line) : log.info({ disk: name }, line)),
 		});
 		for (const served of server.exports) await print(readyLine(served, options));
