@@ -200,6 +200,8 @@ const storageDaemon = (socket: string, format: string, image: string): Promise<S
 
 interface ServerSetup {
 	readonly socket: string;
+	/** One of its exports, to see that it is there; the nameless one where not given. */
+	readonly exportName?: string;
 	readonly program: string;
 	readonly programArguments: readonly string[];
 	readonly environment?: Readonly<Record<string, string>>;
@@ -209,7 +211,7 @@ interface ServerSetup {
 
 /** Starts a server and waits for its socket. */
 export async function startServer(setup: ServerSetup): Promise<Server> {
-	const { socket, program, programArguments, environment = {}, remove, movedBytes } = setup;
+	const { socket, exportName = "", program, programArguments, environment = {}, remove, movedBytes } = setup;
 	await rm(socket, { force: true });
 	const running: Running = start(program, programArguments, { environment });
 	const stop = async (): Promise<void> => {
@@ -220,7 +222,8 @@ export async function startServer(setup: ServerSetup): Promise<Server> {
 	try {
 		await running.until(() => existsSync(socket), "its socket");
 		// The storage daemon makes its socket before its export.
-		await running.until(async () => (await run("nbdinfo", ["--size", nbdUri(socket)])).exitCode === 0, "its export");
+		const uri = nbdUri(socket, exportName);
+		await running.until(async () => (await run("nbdinfo", ["--size", uri])).exitCode === 0, "its export");
 	} catch (error) {
 		await stop();
 		throw error;

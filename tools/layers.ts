@@ -46,6 +46,7 @@ const areas: readonly Area[] = [
 	area("src/adapters/os/", 3, { packages: ["koffi"] }),
 	area("src/adapters/images/", 3),
 	area("src/adapters/nbd/", 3),
+	area("src/adapters/qemu/", 3),
 	area("src/adapters/plane/", 3, { packages: ["@node-rs/crc32"] }),
 	area("src/core/log/", 2, pure),
 	area("src/core/nbd/", 2, pure),

@@ -156,3 +156,6 @@ export function struct<const F extends Fields>(name: string, size: number, field
 
 /** A DataView over exactly the bytes of `array`. */
 export const viewOf = (array: Uint8Array): DataView => new DataView(array.buffer, array.byteOffset, array.byteLength);
+
+/** The same memory the other way round. */
+export const bytesOf = (view: DataView): Uint8Array => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);

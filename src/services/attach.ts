@@ -5,10 +5,10 @@
 //
 // Everything written since is lost, and whoever runs this is told since when.
 
-import { constants } from "node:fs";
-import { access, rm, truncate } from "node:fs/promises";
+import { rm, truncate } from "node:fs/promises";
 import { resolve } from "node:path";
 import { removeRecord, syncDirectory } from "../adapters/images/durable-json.ts";
+import { exists } from "../adapters/os/exists.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { openDiskDirectory } from "./disk-directory.ts";
 import { closedPath, firstImagePath, secondImageRecordPath, secondSumsPath, snapshotRecordPath } from "./disk-paths.ts";
@@ -81,9 +81,3 @@ export async function attachSecondOnly(
 	}
 	return { position: record.position, stoodAt: record.stoodAt ?? null, isConsistent, notes };
 }
-
-const exists = (path: string): Promise<boolean> =>
-	access(path, constants.F_OK).then(
-		() => true,
-		() => false,
-	);

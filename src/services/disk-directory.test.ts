@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { temporaryFolder } from "../../test/support/folders.ts";
 import { run, runOk } from "../../test/support/processes.ts";
 import { requireTool } from "../../test/support/requirements.ts";
+import { exists } from "../adapters/os/exists.ts";
 import { type ErrorCode, isVmsweepError } from "../foundations/errors.ts";
 import { byteCount, byteOffset, logPosition } from "../foundations/units.ts";
 import { type CreatedDisk, createDisk } from "./create.ts";
@@ -27,11 +28,6 @@ const createNew = (directory: string, size = 64 * MiB): Promise<CreatedDisk> =>
 	createDisk({ directory, second: { kind: "new", size: byteCount(size) } });
 const adopt = (directory: string, path: string): Promise<CreatedDisk> =>
 	createDisk({ directory, second: { kind: "adopt", path } });
-const exists = (path: string): Promise<boolean> =>
-	stat(path).then(
-		() => true,
-		() => false,
-	);
 
 /** A clean session. */
 async function openAndClose(directory: string): Promise<void> {

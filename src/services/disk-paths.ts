@@ -15,6 +15,8 @@ export const snapshotRecordPath = (directory: string, name: string): string =>
 /** What a snapshot kept of the second image, in the format of a first image. */
 export const snapshotLogPath = (directory: string, name: string): string =>
 	join(snapshotsPath(directory), `${name}.log`);
+/** There while the guest may be frozen on account of the disk's server. */
+export const freezingPath = (directory: string): string => join(directory, "freezing");
 export const closedPath = (directory: string): string => join(directory, "closed.json");
 /** What disk.json says for a second image of the disk's own. */
 export const ownSecondImage = (format: "raw" | "qcow2"): string => `second.${format}`;

@@ -2,10 +2,11 @@
 //
 //   name ─► format and locks (adapters/images/open-image.ts) ─► no part of a vmsweep disk? ─► DiskImage
 
-import { access, realpath } from "node:fs/promises";
+import { realpath } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import type { DiskImage, SweepableImage } from "../adapters/images/disk-image.ts";
 import { openDiskImage, openSweepableImage, type SweepableOptions } from "../adapters/images/open-image.ts";
+import { exists } from "../adapters/os/exists.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import { readBytes } from "../foundations/source.ts";
 import { byteOffset } from "../foundations/units.ts";
@@ -111,9 +112,3 @@ async function checkWhole(image: string, use: "read" | "write"): Promise<void> {
 		throw new VmsweepError("DISK_IMAGES_MIXED", `${path} is a part of the vmsweep disk ${record.disk}. ${advice}.`);
 	}
 }
-
-const exists = (path: string): Promise<boolean> =>
-	access(path).then(
-		() => true,
-		() => false,
-	);

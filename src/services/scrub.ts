@@ -7,20 +7,28 @@
 // Runs beside the VM: it takes turns with the cleaner, and no more bytes per second than it is allowed.
 
 import type { SecondImage } from "../adapters/images/second-image.ts";
-import { type LocatedRun, type SnapshotRun, unpackLocated, unpackSnapshotRuns } from "../adapters/plane/located.ts";
+import {
+	LOCATED_AT_ONCE,
+	type LocatedRun,
+	type SnapshotRun,
+	unpackLocated,
+	unpackSnapshotRuns,
+} from "../adapters/plane/located.ts";
 import { IN_NONE, IN_NOTHING, IN_SECOND, IN_ZEROS, type PlanePort } from "../adapters/plane/messages.ts";
 import { type BlockRun, intersect, piecesOf, unpackRuns } from "../core/cleaner/runs.ts";
 import { ABSENT } from "../core/log/first-image.ts";
 import { isVmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
-import { BLOCK_SIZE } from "../foundations/units.ts";
+import { BLOCK_SIZE, divCeil } from "../foundations/units.ts";
+import { heldBlocks } from "./clean/held-blocks.ts";
 import { checkpoint, type LongRunning } from "./progress.ts";
+import { RateLimit } from "./rate-limit.ts";
 import { readFully, readSome } from "./verified-read.ts";
 
 /** Blocks read at once: 1 MiB. */
 const BLOCKS_AT_ONCE = 256;
-/** Blocks looked up at once: 256 MiB of the disk. */
-const LOCATED_AT_ONCE = 65_536;
+/** A pause looks this often whether it is to stop. */
+const SIGNAL_MS = 200;
 const SECOND_STEP = "checking the second image";
 const STOPPED = "the check was stopped; what it had found until then is not told";
 
@@ -77,12 +85,13 @@ class Scrubber {
 	#snapshotBytes = 0;
 	#unknownBytes = 0;
 	#rottenRecords = 0;
-	#paceStart = performance.now();
-	#paceBytes = 0;
+	readonly #limit: RateLimit;
+	#doneBytes = 0;
 
 	constructor(parts: ScrubParts, options: ScrubOptions) {
 		this.#parts = parts;
 		this.#options = options;
+		this.#limit = new RateLimit(options.bytesPerSecond ?? Number.POSITIVE_INFINITY);
 	}
 
 	report(): ScrubReport {
@@ -118,9 +127,10 @@ class Scrubber {
 			await this.#pace(0, SECOND_STEP);
 			from = next;
 		}
-		for await (const { start, length } of second.allocatedRanges()) {
-			const block = Math.floor(start / BLOCK_SIZE);
-			await this.#secondRun({ block, count: Math.ceil((start + length) / BLOCK_SIZE) - block }, false);
+		const all = { block: 0, count: divCeil(second.size, BLOCK_SIZE) };
+		for (const step of piecesOf(all, LOCATED_AT_ONCE)) {
+			for await (const run of heldBlocks(second.held, second.size, step)) await this.#secondRun(run, false);
+			await this.#pace(0, SECOND_STEP);
 		}
 	}
 
@@ -217,12 +227,16 @@ class Scrubber {
 	}
 
 	async #pace(bytes: number, step: string): Promise<void> {
-		const { bytesPerSecond = Number.POSITIVE_INFINITY, onProgress, signal } = this.#options;
-		this.#paceBytes += bytes;
-		onProgress?.({ step, done: this.#paceBytes, total: null });
+		const { onProgress, signal } = this.#options;
+		this.#doneBytes += bytes;
+		this.#limit.spend(bytes);
+		onProgress?.({ step, done: this.#doneBytes, total: null });
 		await checkpoint(signal, STOPPED);
-		const early = (this.#paceBytes / bytesPerSecond) * 1000 - (performance.now() - this.#paceStart);
-		if (early > 0) await new Promise((resolve) => setTimeout(resolve, Math.min(early, 1000)));
+		// However long it is: only the look at the signal comes in between.
+		for (let wait = this.#limit.waitMs; wait > 0; wait = this.#limit.waitMs) {
+			await new Promise((resolve) => setTimeout(resolve, Math.min(wait, SIGNAL_MS)));
+			await checkpoint(signal, STOPPED);
+		}
 	}
 }
 

@@ -10,6 +10,7 @@
 // the process closes them. So `broken` tells the caller to close everything else and to end.
 
 import { closeSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { basename, join, resolve } from "node:path";
 import {
 	exportUri,
@@ -19,14 +20,22 @@ import {
 	type NbdListener,
 } from "../adapters/nbd/listener.ts";
 import { loadTls, type ServerTls, type TlsFiles } from "../adapters/nbd/tls.ts";
+import { GuestAgent } from "../adapters/qemu/guest-agent.ts";
 import { diskTransmissionFlags, type ExportDescription } from "../core/nbd/handshake.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount } from "../foundations/units.ts";
 import type { LvmFree } from "./clean/cleaner.ts";
+import { CleaningTurns } from "./clean/turns.ts";
 import type { ClientLimits } from "./client-setup.ts";
 import { type ControlledDisk, type ControlServer, listenControl, SOCKET_PATH_BYTES_MAX } from "./control.ts";
 import { type DiskCommandName, diskCommands, runCommand } from "./disk-commands.ts";
+import { freezingPath } from "./disk-paths.ts";
+import { Freezer } from "./freezer.ts";
+import { RateLimit } from "./rate-limit.ts";
 import { ServedDisk } from "./served-disk.ts";
+
+/** Disks that clean at once, at most, and never more than leaves a processor for the guests' disks. */
+const CLEANING_AT_ONCE = 4;
 
 export interface ServeOptions {
 	/** The disks' directories. */
@@ -51,6 +60,12 @@ export interface ServeOptions {
 	readonly quarantineMs?: number;
 	/** What becomes of the extents that no logical volume of LVM has; default: keep. */
 	readonly lvmFree?: LvmFree;
+	/** Guest agents of the VMs; a volume that needs it is then judged at freeze points. */
+	readonly agents?: readonly ServeAgent[];
+	/** A guest is frozen at most this often, in milliseconds; default 10 minutes. */
+	readonly freezeEveryMs?: number;
+	/** Bytes per second that cleaning in the background may read and write, all disks together; no limit where not given. */
+	readonly bytesPerSecond?: number;
 	/** One line about a disk that an operator should know; `name` is the disk's, or null for all of them. */
 	readonly onEvent?: (line: string, name: string | null) => void;
 }
@@ -58,6 +73,13 @@ export interface ServeOptions {
 /** Where clients reach all disks, or only the one called `disk`. */
 export interface ServeAddress {
 	readonly address: ListenAddress;
+	readonly disk?: string;
+}
+
+/** Where the guest agent of a VM answers: of the VM that has the disk called `disk`, or all that no other one names. */
+export interface ServeAgent {
+	/** Of a Unix socket. */
+	readonly path: string;
 	readonly disk?: string;
 }
 
@@ -80,20 +102,25 @@ export const serveDisks = (options: ServeOptions): Promise<Server> => Server.sta
 export class Server implements AsyncDisposable {
 	readonly #options: ServeOptions;
 	readonly #tls: ServerTls | undefined;
+	readonly #turns = new CleaningTurns(Math.max(1, Math.min(CLEANING_AT_ONCE, availableParallelism() - 1)));
+	readonly #limit: RateLimit | undefined;
 	readonly #disks: ServedDisk[] = [];
 	readonly #controls: ControlServer[] = [];
 	readonly #listeners: NbdListener[] = [];
 	readonly #exports: ServedExport[] = [];
+	readonly #freezers: Freezer[] = [];
 	readonly #broken = Promise.withResolvers<Error>();
 	#closed: Promise<void> | undefined;
 
 	private constructor(options: ServeOptions, tls: ServerTls | undefined) {
 		this.#options = options;
 		this.#tls = tls;
+		this.#limit = options.bytesPerSecond === undefined ? undefined : new RateLimit(options.bytesPerSecond);
 	}
 
 	static async start(options: ServeOptions): Promise<Server> {
 		const addresses = addressesOf(options);
+		const vms = vmsOf(options);
 		const tls = options.tls === undefined ? undefined : await loadTls(options.tls);
 		const server = new Server(options, tls);
 		try {
@@ -103,7 +130,10 @@ export class Server implements AsyncDisposable {
 				const named = server.#disks.filter(({ name, path }) => disk === name || disk === path);
 				await server.#listen(address, named.length > 0 ? named : server.#disks);
 			}
-			if (options.clean === "continuous") for (const disk of server.#disks) disk.startCleaning();
+			if (options.clean === "continuous") {
+				for (const disk of server.#disks) disk.startCleaning();
+				for (const vm of vms) server.#freeze(vm);
+			}
 			return server;
 		} catch (error) {
 			await server.close().catch(() => {}); // the first error is the one to tell
@@ -132,6 +162,8 @@ export class Server implements AsyncDisposable {
 	}
 
 	async #close(): Promise<void> {
+		// First of all no guest may stay frozen.
+		await Promise.all(this.#freezers.map((freezer) => freezer.close()));
 		await Promise.all(this.#listeners.map((listener) => listener.close()));
 		// A cleaning that a control client waits for ends with its disk.
 		const controls = Promise.all(this.#controls.map((control) => control.close()));
@@ -151,12 +183,29 @@ export class Server implements AsyncDisposable {
 			acceptChangedImage,
 			quarantineMs,
 			lvmFree,
+			turns: this.#turns,
+			limit: this.#limit,
 			onEvent: (line) => onEvent(line, name),
 			onVolume: (line) => onEvent(line, name),
 			onBroken: (error) => this.#broken.resolve(error),
 		});
 		this.#disks.push(disk);
 		this.#controls.push(await listenControl(controlled(disk)));
+	}
+
+	/** Has a VM's guest frozen now and then. */
+	#freeze({ agent, paths }: Vm): void {
+		const { freezeEveryMs = FREEZE_EVERY_MS, onEvent = () => {} } = this.#options;
+		const disks = this.#disks.filter(({ path }) => paths.includes(path));
+		const freezer = new Freezer({
+			agent: new GuestAgent(agent),
+			disks: disks.map(({ freezable }) => freezable),
+			everyMs: freezeEveryMs,
+			notePath: freezingPath(disks[0]!.path),
+			onEvent: (line) => onEvent(line, disks.length === 1 ? disks[0]!.name : null),
+		});
+		this.#freezers.push(freezer);
+		for (const disk of disks) disk.freezer = freezer;
 	}
 
 	async #listen(address: ListenAddress, disks: readonly ServedDisk[]): Promise<void> {
@@ -248,6 +297,38 @@ async function attach(disks: ReadonlyMap<string, ServedDisk>, client: NbdClient,
 		closeSync(client.fd);
 		throw error;
 	}
+}
+
+/** A guest freezes for a moment; more often it would be noticed. */
+const FREEZE_EVERY_MS = 600_000;
+
+/** A VM with an agent. */
+interface Vm {
+	readonly agent: string;
+	/** Directories of its disks. */
+	readonly paths: readonly string[];
+}
+
+/** The VMs that have agents, each with those of the disks that are its own. Throws USAGE. */
+function vmsOf({ disks, agents = [] }: ServeOptions): Vm[] {
+	const agentOf = new Map<string, string>();
+	const all = disks.map((path) => resolve(path));
+	for (const { path, disk } of agents.filter((agent) => agent.disk !== undefined)) {
+		const named = all.filter((directory) => basename(directory) === disk);
+		if (named.length !== 1)
+			throw new VmsweepError("USAGE", `--qga ${disk}=${path}: ${named.length} of the disks are called ${disk}.`);
+		if (agentOf.has(named[0]!)) throw new VmsweepError("USAGE", `--qga names ${disk} twice. A disk has one VM.`);
+		agentOf.set(named[0]!, path);
+	}
+	const [common, second] = agents.filter((agent) => agent.disk === undefined);
+	if (second !== undefined)
+		throw new VmsweepError("USAGE", "--qga SOCKET is for one VM. With several, say --qga DISK=SOCKET for each disk.");
+	if (common !== undefined)
+		for (const directory of all) if (!agentOf.has(directory)) agentOf.set(directory, common.path);
+	return [...new Set(agentOf.values())].map((agent) => {
+		checkSocketPath(agent, "Choose a shorter one");
+		return { agent, paths: all.filter((directory) => agentOf.get(directory) === agent) };
+	});
 }
 
 /** The addresses asked for, or one per disk, after everything that speaks against the names. Throws USAGE. */

@@ -15,10 +15,14 @@ import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
 import { Cleaner, type CleanerCounters, type LvmFree } from "./clean/cleaner.ts";
+import { CleaningTurns, type Outlook, type Turn } from "./clean/turns.ts";
 import type { VolumeStatus } from "./clean/volume-status.ts";
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
 import { type DiskDirectory, openDiskDirectory, type SecondImageStand } from "./disk-directory.ts";
+import type { FreezableDisk, Freezer, FreezerStatus } from "./freezer.ts";
+import { Nap } from "./nap.ts";
+import type { RateLimit } from "./rate-limit.ts";
 import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
 import { Upkeep } from "./upkeep.ts";
 import { droppableAt, type VerifyPoint } from "./verify/point.ts";
@@ -27,6 +31,8 @@ import { type BlockReport, explainBlock } from "./why.ts";
 
 /** Time between two rounds of cleaning that found nothing to do. */
 const ROUND_MS = 1_000;
+/** The same at most, where the guest writes nothing: each is twice as long as the one before. */
+const ROUND_MS_MAX = 16_000;
 /** Rounds of urgent cleaning in a row that freed nothing, before waiting writes get ENOSPC. */
 const HOPELESS_ROUNDS = 3;
 /** The log is flushed at least this often while the guest writes: bounds what recovery must check. */
@@ -43,6 +49,10 @@ export interface ServedDiskOptions {
 	readonly quarantineMs?: number;
 	/** See `CleanerDisk`. */
 	readonly lvmFree?: LvmFree;
+	/** Disks that take turns with this one; its own where not given. */
+	readonly turns?: CleaningTurns;
+	/** What cleaning may read and write per second, with the other disks that share this; no limit where not given. */
+	readonly limit?: RateLimit | undefined;
 	/** One line about something an operator should know. */
 	readonly onEvent?: (line: string) => void;
 	/** One line about a volume, whenever its state changes. */
@@ -84,6 +94,8 @@ export interface DiskStatus {
 	/** Metadata read for each GiB that the guest wrote since the disk is served, in bytes; null before it wrote anything. */
 	readonly metadataBytesPerGuestGiB: number | null;
 	readonly volumes: readonly VolumeStatus[];
+	/** Of its VM's guest; null without a guest agent. */
+	readonly freezes: FreezerStatus | null;
 	readonly snapshots: readonly SnapshotStatus[];
 	/** Clients that wait for room in the first image. */
 	readonly stalled: number;
@@ -102,17 +114,32 @@ export interface CleanReport {
 
 export type CommitReport = CleanReport;
 
+/** Where nobody has to wait for a turn. */
+const NOTHING_KNOWN: Outlook = { isUrgent: false, fill: 0, backBytes: 0, movedBytes: 0 };
+
 export class ServedDisk implements AsyncDisposable {
 	readonly path: string;
 	readonly name: string;
+	/** Of its VM's guest, where that has an agent; closed by whoever set it. */
+	freezer: Freezer | undefined;
 	readonly #directory: DiskDirectory;
 	readonly #plane: DataPlane;
 	readonly #cleaner: Cleaner;
 	readonly #upkeep: Upkeep;
 	readonly #onEvent: (line: string) => void;
 	readonly #closing = new AbortController();
-	/** Ends a pause between rounds, or a rest within one, early. */
-	#wake: () => void = () => {};
+	readonly #turns: CleaningTurns;
+	/** The present one, of rounds in the background. */
+	#turn: Turn | undefined;
+	/** Between rounds that found nothing to do. */
+	readonly #idle = new Nap();
+	/** Within a round. */
+	readonly #resting = new Nap();
+	readonly #durable = new Nap();
+	/** The next round is wanted at once. */
+	#isHurried = false;
+	/** Since which guest entry the data plane was asked to say when the guest writes. */
+	#awaitedSince = -1;
 	#cleaning: Promise<void> | undefined;
 	#flushing: Promise<void>;
 	/** The round in progress; rounds never overlap. */
@@ -129,14 +156,19 @@ export class ServedDisk implements AsyncDisposable {
 		directory: DiskDirectory,
 		plane: DataPlane,
 		opened: LogPosition,
-		onEvent: (line: string) => void,
-		quarantineMs: number,
-		onVolume: (line: string) => void,
-		lvmFree: LvmFree,
+		{
+			onEvent = () => {},
+			onVolume = () => {},
+			quarantineMs = 0,
+			lvmFree = "keep",
+			turns = new CleaningTurns(1),
+			limit,
+		}: ServedDiskOptions,
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
 		this.#onEvent = onEvent;
+		this.#turns = turns;
 		this.path = directory.path;
 		this.name = basename(directory.path);
 		const { firstFd, firstSpace, second, snapshots } = directory;
@@ -161,7 +193,8 @@ export class ServedDisk implements AsyncDisposable {
 				beforeChange: () => directory.recordStand({ ...directory.stand, state: "needs-first-image" }),
 				onFolded: ({ position }) => this.#recordStand("stands", position),
 				closing: this.#closing.signal,
-				rest: (milliseconds) => this.#pause(milliseconds),
+				rest: (milliseconds) => this.#rest(milliseconds),
+				limit,
 			},
 			opened,
 		);
@@ -176,8 +209,8 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** Opens a disk for its one server. Throws what opening its directory or recovering its log throws. */
 	static async open(path: string, options: ServedDiskOptions = {}): Promise<ServedDisk> {
-		const { acceptChangedImage = false, quarantineMs = 0, lvmFree = "keep" } = options;
-		const { onEvent = () => {}, onVolume = () => {}, onBroken = () => {} } = options;
+		const { acceptChangedImage = false, quarantineMs = 0 } = options;
+		const { onEvent = () => {}, onBroken = () => {} } = options;
 		const directory = await openDiskDirectory(path, { acceptChangedImage });
 		let disk: ServedDisk | undefined;
 		let plane: DataPlane | undefined;
@@ -210,13 +243,13 @@ export class ServedDisk implements AsyncDisposable {
 			// As long as nobody cleans, waiting for room would be waiting for ever.
 			await started.ask("refuseWhenFull", true);
 			const { position } = await started.ask("status");
-			disk = new ServedDisk(directory, started, position, onEvent, quarantineMs, onVolume, lvmFree);
+			disk = new ServedDisk(directory, started, position, options);
 			await disk.#upkeep.resumeResize();
 			disk.#resume();
 			return disk;
 		} catch (error) {
 			// Nothing of it may go on with descriptors that are about to be others'.
-			if (disk !== undefined) disk.#closing.abort();
+			if (disk !== undefined) disk.#endNaps();
 			await plane?.stop().catch(() => {});
 			await directory[Symbol.asyncDispose]();
 			throw error;
@@ -243,9 +276,26 @@ export class ServedDisk implements AsyncDisposable {
 		return this.#directory.snapshots.readable();
 	}
 
+	/** How the freezer of its VM reaches it. */
+	get freezable(): FreezableDisk {
+		const cleaner = this.#cleaner;
+		return {
+			path: this.path,
+			exclusive: (work) => this.#exclusive(work),
+			get wantsFreeze() {
+				return cleaner.wantsFreeze;
+			},
+			prepareFreeze: () => cleaner.prepareFreeze(),
+			judgeFrozen: (point) => cleaner.judgeFrozen(point),
+		};
+	}
+
 	/** Begins the next round of cleaning now. */
 	hurry(): void {
-		this.#wake();
+		this.#isHurried = true;
+		this.#turn?.hurry();
+		this.#idle.wake();
+		this.#resting.wake();
 	}
 
 	/** Cleans in the background until the disk is closed. */
@@ -387,6 +437,7 @@ export class ServedDisk implements AsyncDisposable {
 			cleaner: { ...this.#cleaner.counters },
 			metadataBytesPerGuestGiB: perGiB(this.#cleaner.counters.metadataBytesRead, plane.counters.writtenBytes),
 			volumes: this.#cleaner.volumes(),
+			freezes: this.freezer?.status ?? null,
 			snapshots: await this.#directory.snapshots.status(),
 			stalled: plane.stalled,
 		};
@@ -403,8 +454,7 @@ export class ServedDisk implements AsyncDisposable {
 	}
 
 	async #close(): Promise<void> {
-		this.#closing.abort();
-		this.#wake();
+		this.#endNaps();
 		await Promise.all([this.#cleaning, this.#flushing, this.#round]);
 		try {
 			await this.#plane.stop();
@@ -417,20 +467,90 @@ export class ServedDisk implements AsyncDisposable {
 
 	// ---- Background work ----------------------------------------------------------------------------------
 
+	#endNaps(): void {
+		this.#closing.abort();
+		this.#turn?.end();
+		for (const nap of [this.#idle, this.#resting, this.#durable]) nap.wake();
+	}
+
 	async #cleanContinuously(): Promise<void> {
 		await this.#plane.ask("refuseWhenFull", false);
+		let [pauseMs, seenEntries] = [ROUND_MS, -1];
 		while (!this.#closing.signal.aborted) {
 			try {
-				const progress = await this.#exclusive(() => this.#cleaner.round());
+				this.#isHurried = false;
+				const progress = await this.#roundInTurn();
 				await this.#faceFullLog(progress);
-				if (progress === 0) await this.#pause(ROUND_MS);
+				const { roundEntries } = this.#cleaner;
+				// Clients that find no room write nothing, and yet need the next round soon.
+				const isIdle = progress === 0 && roundEntries === seenEntries && this.#hopelessRounds === 0;
+				pauseMs = isIdle ? Math.min(2 * pauseMs, ROUND_MS_MAX) : ROUND_MS;
+				seenEntries = roundEntries;
+				if (progress > 0) continue;
+				// What the guest writes first isn't worth a round of its own.
+				if (isIdle) this.#askForWrites(roundEntries);
+				const isOver = await this.#sleep(this.#idle, pauseMs);
+				if (isIdle && !isOver && !this.#isHurried) await this.#sleep(this.#idle, ROUND_MS);
 			} catch (error) {
 				if (this.#closing.signal.aborted) return;
 				this.#onEvent(`cleaning ${this.path}: ${error instanceof Error ? error.message : String(error)}`);
 				if (isVmsweepError(error, "DISK_STOPPED")) return;
-				await this.#pause(10 * ROUND_MS);
+				await this.#sleep(this.#idle, 10 * ROUND_MS);
 			}
 		}
+	}
+
+	/** A round when it is this disk's turn. Returns its progress. */
+	async #roundInTurn(): Promise<number> {
+		// Whoever has the disk for himself now shouldn't hold a turn meanwhile.
+		await this.#round;
+		const turn = await this.#takeTurn();
+		try {
+			await this.#awaitTurn(turn, this.#idle, () => false);
+			if (this.#closing.signal.aborted) return 0;
+			return await this.#exclusive(() => this.#cleaner.round());
+		} finally {
+			this.#turn?.end();
+			this.#turn = undefined;
+		}
+	}
+
+	/** Asks for a turn; see `#awaitTurn`. */
+	async #takeTurn(): Promise<Turn> {
+		const outlook = this.#turns.isFree ? NOTHING_KNOWN : await this.#cleaner.outlook();
+		this.#turn = this.#turns.take(outlook);
+		if (this.#closing.signal.aborted) this.#turn.end();
+		return this.#turn;
+	}
+
+	/** Until it is there, the disk is being closed, or `isEnough`; `nap` is woken for that. */
+	async #awaitTurn(turn: Turn, nap: Nap, isEnough: () => boolean): Promise<void> {
+		void turn.granted.then(() => nap.wake());
+		while (!turn.isGranted && !isEnough() && !this.#closing.signal.aborted) {
+			const isOver = await this.#sleep(nap, ROUND_MS);
+			// Others may take long, and the guest goes on writing.
+			if (isOver && !turn.isGranted && (await this.#cleaner.outlook()).isUrgent) turn.hurry();
+		}
+	}
+
+	/** See `CleanerDisk`. Meanwhile other disks have their turns. */
+	async #rest(milliseconds: number): Promise<boolean> {
+		this.#turn?.end();
+		if (this.#queued > 0 || !(await this.#sleep(this.#resting, milliseconds))) return false;
+		await this.#awaitTurn(await this.#takeTurn(), this.#resting, () => this.#queued > 0);
+		return this.#queued === 0 && !this.#closing.signal.aborted;
+	}
+
+	/** Wakes who waits for the guest to write once it has. However often this is asked, the data plane is asked once. */
+	#askForWrites(since: number): void {
+		if (this.#awaitedSince === since) return;
+		this.#awaitedSince = since;
+		const wake = (): void => {
+			if (this.#awaitedSince === since) this.#awaitedSince = -1;
+			this.#idle.wake();
+			this.#durable.wake();
+		};
+		this.#plane.ask("written", since).then(wake, wake);
 	}
 
 	/** Clients that wait for room get ENOSPC while cleaning has shown that it can't make any. */
@@ -450,10 +570,15 @@ export class ServedDisk implements AsyncDisposable {
 	/** Flushes now and then, so that little has to be checked after a crash, and proofs are durable soon. */
 	async #keepDurable(): Promise<void> {
 		while (!this.#closing.signal.aborted) {
-			await this.#sleep(DURABLE_MS);
+			await this.#sleep(this.#durable, DURABLE_MS);
 			try {
-				const { position, durablePosition, poisoned } = await this.#plane.ask("status");
-				if (!poisoned && position > durablePosition) await this.#plane.ask("flush");
+				const { position, durablePosition, poisoned, guestEntries } = await this.#plane.ask("status");
+				if (poisoned) continue;
+				if (position > durablePosition) await this.#plane.ask("flush");
+				else {
+					this.#askForWrites(guestEntries);
+					await this.#sleep(this.#durable, Number.POSITIVE_INFINITY);
+				}
 			} catch (error) {
 				if (isVmsweepError(error, "DISK_STOPPED")) return;
 				this.#onEvent(`${this.path}: ${error instanceof Error ? error.message : String(error)}`);
@@ -484,7 +609,7 @@ export class ServedDisk implements AsyncDisposable {
 		const { promise, resolve } = Promise.withResolvers<void>();
 		this.#round = promise;
 		this.#queued++;
-		this.#wake();
+		this.#resting.wake();
 		await before;
 		this.#queued--;
 		try {
@@ -494,28 +619,10 @@ export class ServedDisk implements AsyncDisposable {
 		}
 	}
 
-	/** True where it wasn't ended early: somebody waits, or wants the next round. */
-	async #pause(milliseconds: number): Promise<boolean> {
-		if (this.#queued > 0) return false;
-		const woken = new Promise<boolean>((resolve) => {
-			this.#wake = () => resolve(false);
-		});
-		return await Promise.race([this.#sleep(milliseconds), woken]);
-	}
-
-	/** False where the disk is being closed. */
-	#sleep(milliseconds: number): Promise<boolean> {
-		const { signal } = this.#closing;
-		if (signal.aborted) return Promise.resolve(false);
-		return new Promise((resolve) => {
-			const end = (): void => {
-				clearTimeout(timer);
-				signal.removeEventListener("abort", end);
-				resolve(!signal.aborted);
-			};
-			const timer = setTimeout(end, milliseconds);
-			signal.addEventListener("abort", end);
-		});
+	/** True once the time is over; false where it was woken, or the disk is being closed. */
+	async #sleep(nap: Nap, milliseconds: number): Promise<boolean> {
+		if (this.#closing.signal.aborted) return false;
+		return await nap.sleep(milliseconds);
 	}
 
 	async #sizes(): Promise<{ first: number; second: number }> {

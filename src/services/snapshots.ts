@@ -13,7 +13,7 @@ import { join } from "node:path";
 import { removeRecord, syncDirectory, writeRecord } from "../adapters/images/durable-json.ts";
 import { ioError } from "../adapters/images/write-run.ts";
 import { OsHostFile } from "../adapters/os/host-file.ts";
-import { unpackSnapshotRuns } from "../adapters/plane/located.ts";
+import { LOCATED_AT_ONCE, unpackSnapshotRuns } from "../adapters/plane/located.ts";
 import { IN_NONE, IN_NOTHING, IN_ZEROS, type PlanePort, type ViewHandle } from "../adapters/plane/messages.ts";
 import type { SnapshotSetup } from "../adapters/plane/snapshots.ts";
 import { packRuns, piecesOf, unpackRuns } from "../core/cleaner/runs.ts";
@@ -29,8 +29,6 @@ import { readFully, verifyBlocks } from "./verified-read.ts";
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 /** Snapshots of a disk at once; every read of the oldest looks through all of them. */
 export const SNAPSHOTS_MAX = 64;
-/** Blocks looked up in one call: 256 MiB of the disk. */
-const LOCATED_AT_ONCE = 65_536;
 /** Blocks that a snapshot may lose to bit rot before cleaning stops for its sake. */
 const LOST_MAX = 4000;
 /** Blocks merged in one call. */

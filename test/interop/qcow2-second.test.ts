@@ -115,7 +115,7 @@ class Subject implements AsyncDisposable {
 		await this.image.read(byteOffset(0), bytes);
 		assertSameBytes(bytes, this.content, "the image");
 		const outside = new Uint8Array(this.content);
-		for await (const { start, length } of this.image.allocatedRanges()) outside.fill(0, start, start + length);
+		for await (const { start, end } of this.image.held.within(0, size)) outside.fill(0, start, end);
 		assert.ok(
 			outside.every((byte) => byte === 0),
 			"what is not held reads as zeros",

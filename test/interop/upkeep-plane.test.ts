@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { truncate, writeFile } from "node:fs/promises";
 import { test } from "node:test";
-import type { PlaneCall, PlanePort } from "../../src/adapters/plane/messages.ts";
+import type { PlaneCall, PlanePort, PlaneStatus, ViewHandle } from "../../src/adapters/plane/messages.ts";
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
 import type { BlockRun } from "../../src/core/cleaner/runs.ts";
 import type { LiveState } from "../../src/core/filesystems/live.ts";
@@ -14,6 +14,7 @@ import { Cleaner, type CleanerWorld } from "../../src/services/clean/cleaner.ts"
 import { Dropper } from "../../src/services/clean/dropper.ts";
 import { SecondWriter } from "../../src/services/clean/second-writer.ts";
 import type { ServedVolume } from "../../src/services/clean/volumes.ts";
+import { RateLimit } from "../../src/services/rate-limit.ts";
 import { Upkeep } from "../../src/services/upkeep.ts";
 import { snapshotSource, viewSource } from "../../src/services/view-source.ts";
 import { flip } from "../support/bit-rot.ts";
@@ -31,9 +32,15 @@ const BLOCK = 4096;
 /** What operators have of a disk. `quarantineMs`: dropped blocks are kept. */
 function operators(
 	server: PlaneServer,
-	options: { readonly quarantineMs?: number; readonly plane?: PlanePort; readonly world?: CleanerWorld } = {},
+	options: {
+		readonly quarantineMs?: number;
+		readonly plane?: PlanePort;
+		readonly world?: CleanerWorld;
+		readonly limit?: RateLimit;
+		readonly rest?: (milliseconds: number) => Promise<boolean>;
+	} = {},
 ): { readonly cleaner: Cleaner; readonly upkeep: Upkeep } {
-	const { quarantineMs = 0, plane = server.plane, world } = options;
+	const { quarantineMs = 0, plane = server.plane, world, limit, rest = () => Promise.resolve(true) } = options;
 	const { directory } = server;
 	const { firstFd, firstSpace, second, snapshots } = directory;
 	const cleaner = new Cleaner(
@@ -48,7 +55,8 @@ function operators(
 			beforeChange: () => Promise.resolve(),
 			onFolded: () => Promise.resolve(),
 			closing: new AbortController().signal,
-			rest: () => Promise.resolve(true),
+			rest,
+			limit,
 			quarantineMs,
 		},
 		// Of a new disk.
@@ -140,6 +148,102 @@ test("shrink: what a client wrote into the end after it was looked at stays", as
 	assert.equal(plane.isDone, true);
 	assert.equal(server.directory.description.size, 64 * MIB);
 	await visit(server, async (client) => assert.ok((await client.read(60 * MIB, BLOCK)).equals(bytes)));
+});
+
+test("written: answered once a client has written since, and at once where one has already", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const { guestEntries } = await server.plane.ask("status");
+	let isWritten = false;
+	const written = server.plane.ask("written", guestEntries).then(() => {
+		isWritten = true;
+	});
+	await visit(server, async (client) => void (await client.read(0, BLOCK)));
+	// Calls are answered in order: the one that waits would have been.
+	await server.plane.ask("status");
+	assert.equal(isWritten, false);
+	await visit(server, (client) => client.write(0, random(1, BLOCK)));
+	await written;
+	await server.plane.ask("written", guestEntries);
+});
+
+test("fold: a view of which the first image has forgotten a block behind a punch is not folded any more", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	await visit(server, async (client) => {
+		await client.write(BLOCK, random(1, BLOCK));
+		await client.trim(BLOCK, BLOCK);
+	});
+	const trimmed = await server.plane.ask("takeView");
+	let written: ViewHandle | undefined;
+	const plane = interrupted(server.plane, "punched", "before", async () => {
+		await visit(server, (client) => client.write(BLOCK, random(2, BLOCK)));
+		written = await server.plane.ask("takeView");
+		await visit(server, (client) => client.trim(BLOCK, BLOCK));
+	});
+	const { cleaner } = operators(server, { plane });
+	await server.plane.ask("flush");
+	await cleaner.foldView(trimmed);
+	assert.ok(plane.isDone && written !== undefined);
+	await server.plane.ask("flush");
+	// The punch stands for the second trim as well: nothing has the block any more as it was before that one.
+	await assert.rejects(cleaner.foldView(written), /folded over newer content/);
+});
+
+test("--max-rate: cleaning in the background waits for what it copied to be paid for, unless clients wait for room", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	await visit(server, async (client) => {
+		for (let i = 0; i < 8; i++) await client.write(i * MIB, random(i, MIB));
+		await client.flush();
+	});
+	await server.plane.ask("seal");
+	let now = 0;
+	let rested = 0;
+	const limit = new RateLimit(MIB, () => now);
+	const world = {
+		identify: () =>
+			Promise.resolve({ list: [], judge: () => Promise.resolve([]), isStillTheSame: () => Promise.resolve(true) }),
+		allocated: () => server.directory.second.held,
+		now: () => now,
+	};
+	let stalled = false;
+	const plane = {
+		ask: async (asked: PlaneCall, ...input: unknown[]): Promise<unknown> => {
+			const answer = await (server.plane.ask as (kind: PlaneCall, ...input: unknown[]) => Promise<unknown>)(
+				asked,
+				...input,
+			);
+			return asked === "status" && stalled ? { ...(answer as PlaneStatus), stalled: 1 } : answer;
+		},
+	} as PlanePort;
+	const { cleaner } = operators(server, {
+		plane,
+		world,
+		limit,
+		rest: (milliseconds) => {
+			now += milliseconds;
+			rested += milliseconds;
+			return Promise.resolve(true);
+		},
+	});
+	const settled = async (): Promise<number> => {
+		await cleaner.round();
+		now += 60_000;
+		rested = 0;
+		const { movedBytes } = cleaner.counters;
+		await cleaner.round();
+		return cleaner.counters.movedBytes - movedBytes;
+	};
+	// Read and written: twice 8 MiB at 1 MiB per second.
+	assert.equal(await settled(), 8 * MIB);
+	assert.ok(rested >= 16_000, `${rested} ms`);
+	await visit(server, (client) => client.write(0, random(9, MIB)));
+	await server.plane.ask("seal");
+	stalled = true;
+	assert.equal(await settled(), 0, "the first of both rounds did it");
+	assert.equal(rested, 0);
+	assert.equal(cleaner.counters.movedBytes, 9 * MIB);
 });
 
 for (const [kind, when] of [
@@ -318,61 +422,6 @@ test("a block of which the host stores several parts is kept once for a snapshot
 	assert.ok(kept.equals(bytes));
 	await visit(server, async (client) => assert.ok((await client.read(0, bytes.length)).every((byte) => byte === 0)));
 });
-
-for (const first of ["round", "proven"] as const)
-	test(`free blocks in more runs than are remembered are dropped all the same, after a first ${first}`, async () => {
-		await using folder = await temporaryFolder();
-		await using server = await startPlane({ directory: folder.file("disk") });
-		const { plane } = server;
-		await visit(server, (client) => client.write(0, random(10, 64 * BLOCK)));
-		// A file system in which every other block is free; what was written last settles between its two verdicts.
-		const live = {
-			commits: 1,
-			*freeRuns(from: number, to: number) {
-				for (let at = from - (from % (2 * BLOCK)); at < Math.min(to, 64 * BLOCK); at += 2 * BLOCK)
-					if (at >= from) yield { start: byteOffset(at), length: byteCount(BLOCK) };
-			},
-		};
-		const areas = [linearArea(byteOffset(0), byteCount(server.size))];
-		const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
-		const verdicts = [
-			{ settled: 0, changed: [{ start: 0, length: 64 * BLOCK }] },
-			{ settled: Number.POSITIVE_INFINITY, changed: [] },
-		];
-		const volumes = {
-			list: [volume],
-			isStillTheSame: () => Promise.resolve(true),
-			judge: async () => {
-				const next = verdicts.shift();
-				if (next === undefined) return [];
-				const view = await plane.ask("takeView");
-				const state = { kind: "ready", position: view.position, ...next, metadataBytesRead: 0, watchChanged: false };
-				return [{ volume, view, state: state as unknown as LiveState }];
-			},
-		};
-		const { cleaner } = operators(server, {
-			world: {
-				identify: async () => {
-					await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
-					return volumes;
-				},
-				allocated: ({ held }) => held,
-				now: () => performance.now(),
-				youngRunsMax: 3,
-			},
-		});
-		if (first === "round") await cleaner.round();
-		else await cleaner.proven();
-		assert.equal(cleaner.counters.droppedBytes, 0);
-		assert.equal(cleaner.volumes()[0]!.pendingBytes, 3 * BLOCK);
-		await cleaner.round();
-		assert.equal(cleaner.counters.droppedBytes, 32 * BLOCK);
-		await visit(server, async (client) => {
-			const kept = random(10, 64 * BLOCK);
-			for (let block = 0; block < 64; block += 2) kept.fill(0, block * BLOCK, (block + 1) * BLOCK);
-			assert.ok((await client.read(0, kept.length)).equals(kept));
-		});
-	});
 
 test("a volume was unmounted cleanly, and is mounted again at once: what is written after the look at it is kept", async () => {
 	await using folder = await temporaryFolder();

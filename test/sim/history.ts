@@ -297,7 +297,6 @@ export class History {
 			else if (step < 82) this.drop();
 			else if (step < 86) this.#takeOrCheckView();
 			else if (step < 89) this.#giveSpaceBack();
-			else if (step < 92) this.#allocateAhead();
 			else if (step < 93) this.log.seal();
 			else if (step < 94) this.#restart();
 			else this.#checkBlock();
@@ -337,19 +336,6 @@ export class History {
 		for (const range of cold) this.first.punch(range.offset, range.length);
 		this.log.returnCold(cold);
 		if (this.random.chance(50)) this.log.trimFile();
-	}
-
-	#allocateAhead(): void {
-		const range = this.log.nextToAllocate();
-		if (!range) return;
-		if (this.random.chance(30)) this.guestWriteNested();
-		try {
-			this.first.allocate(range.offset, range.length);
-			this.log.allocated(range);
-		} catch (error) {
-			this.log.allocated(range, false);
-			throw error;
-		}
 	}
 
 	/** Ends the process without a power cut, cleanly or not. */

@@ -165,8 +165,8 @@ export const mutants: readonly Mutant[] = [
 		name: "moved blocks that forget when they were written",
 		port: (plane) =>
 			portWith(plane, {
-				segments: async () =>
-					(await plane.ask("segments")).map((segment) => ({
+				oldestSegments: async (most) =>
+					(await plane.ask("oldestSegments", most as number)).map((segment) => ({
 						...segment,
 						endPosition: 0 as typeof segment.endPosition,
 					})),

@@ -77,6 +77,12 @@ export class World {
 	}
 }
 
+/** What storage that breaks its word did. */
+export interface Corruption {
+	readonly what: string;
+	readonly isLostWrite: boolean;
+}
+
 /** What a sync that began covers. */
 export interface SyncCover {
 	readonly order: number;
@@ -219,7 +225,7 @@ export class SimFile implements HostFile {
 	 * Storage breaks its word in one place: a flipped bit, a lost write, or a write that went to another place as well.
 	 * Returns what it did, or undefined where there was nothing to do it to.
 	 */
-	corrupt(random: Random): string | undefined {
+	corrupt(random: Random): Corruption | undefined {
 		const sectors = Math.floor(Math.min(this.#cacheSize, this.#durable.length) / SECTOR);
 		if (sectors <= 0) return undefined;
 		const kind = random.below(3);
@@ -228,21 +234,24 @@ export class SimFile implements HostFile {
 			const flipped = Uint8Array.of(this.#cache[at]! ^ (1 << random.below(8)));
 			this.#cache.set(flipped, at);
 			if (at < this.#durable.length) this.#durable.set(flipped, at);
-			return `a bit of byte ${at} flipped`;
+			return { what: `a bit of byte ${at} flipped`, isLostWrite: false };
 		}
 		// Blocks, not sectors: writes of the log's data and of the cleaner are blocks.
 		const blocks = [...this.#before.keys()].filter((sector) => sector % 8 === 0);
 		if (blocks.length === 0) return undefined;
 		const block = random.pick(blocks);
-		if (kind === 1) {
-			for (let sector = block; sector < block + 8; sector++) this.#replace(sector, this.#before.get(sector));
-			return `the last write of sector ${block} got lost`;
-		}
+		if (kind === 1) return this.loseWrite(block);
 		const target = 8 * random.below(Math.ceil(sectors / 8));
 		if (target === block) return undefined;
 		const content = this.#durable.slice(block * SECTOR, (block + 8) * SECTOR);
 		for (let i = 0; i < 8; i++) this.#replace(target + i, content.subarray(i * SECTOR, (i + 1) * SECTOR));
-		return `the write of sector ${block} went to sector ${target} as well`;
+		return { what: `the write of sector ${block} went to sector ${target} as well`, isLostWrite: false };
+	}
+
+	/** The newest durable write of the 4 KiB from a sector on got lost: they hold what they held before. */
+	loseWrite(first: number): Corruption {
+		for (let sector = first; sector < first + 8; sector++) this.#replace(sector, this.#before.get(sector));
+		return { what: `the last write of sector ${first} got lost`, isLostWrite: true };
 	}
 
 	#replace(sector: number, content: Uint8Array | undefined): void {

@@ -9,6 +9,7 @@ import * as sys from "../../src/adapters/os/syscalls.ts";
 import type { CalledPlane } from "../../src/adapters/plane/called.ts";
 import { newCounters } from "../../src/adapters/plane/counters.ts";
 import { type PlaneHandlers, planeHandlers } from "../../src/adapters/plane/handlers.ts";
+import { Latencies } from "../../src/adapters/plane/latencies.ts";
 import type { PlaneCall, PlaneCalls, PlanePort, ViewHandle } from "../../src/adapters/plane/messages.ts";
 import type { Snapshots } from "../../src/adapters/plane/snapshots.ts";
 import { ViewPoints } from "../../src/adapters/plane/view-points.ts";
@@ -85,10 +86,15 @@ export class SimPlane implements PlanePort {
 			viewPoints: this.viewPoints,
 			ages: this.ages,
 			counters: newCounters(),
+			latencies: new Latencies(),
+			awaitWrites: () => {
+				throw new RangeError("nobody waits for the guest here");
+			},
 			clientCount: 0,
 			get stalledCount() {
 				return stalled();
 			},
+			isReceiving: false,
 			refuseWhenFull: () => {},
 			attach: () => {
 				throw new RangeError("no clients here");

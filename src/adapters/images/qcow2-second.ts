@@ -20,7 +20,6 @@ import type { DiskImage } from "./disk-image.ts";
 import type { HostImageFile } from "./host-image-file.ts";
 import type { Opening } from "./opening.ts";
 import type {
-	AllocatedRange,
 	CopyMethod,
 	CopyRange,
 	HeldParts,
@@ -162,11 +161,6 @@ export class Qcow2SecondImage implements SecondImage {
 
 	async allocatedBytes(): Promise<ByteCount> {
 		return await this.#files.file.allocatedBytes();
-	}
-
-	async *allocatedRanges(): AsyncGenerator<AllocatedRange> {
-		for await (const { start, end } of this.#heldWithin(0, this.size))
-			yield { start: byteOffset(start), length: byteCount(end - start) };
 	}
 
 	async fingerprint(): Promise<ImageFingerprint | undefined> {

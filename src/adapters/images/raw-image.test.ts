@@ -9,16 +9,17 @@ import { type ErrorCode, isVmsweepError } from "../../foundations/errors.ts";
 import { byteCount, byteOffset } from "../../foundations/units.ts";
 import { detectFormat } from "./image-format.ts";
 import { createRawImage, openRawImage, type RawImage } from "./raw-image.ts";
-import type { AllocatedRange, CopyRange } from "./second-image.ts";
+import type { CopyRange } from "./second-image.ts";
 
 const MiB = 2 ** 20;
 const at = byteOffset;
 const length = byteCount;
 const hasCode = (code: ErrorCode) => (error: unknown) => isVmsweepError(error, code) && !error.message.includes("\n");
 
-async function ranges(image: RawImage): Promise<AllocatedRange[]> {
-	const found: AllocatedRange[] = [];
-	for await (const range of image.allocatedRanges()) found.push(range);
+/** What takes space. */
+async function ranges(image: RawImage): Promise<{ readonly start: number; readonly length: number }[]> {
+	const found: { readonly start: number; readonly length: number }[] = [];
+	for await (const { start, end } of image.held.within(0, image.size)) found.push({ start, length: end - start });
 	return found;
 }
 

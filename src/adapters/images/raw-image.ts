@@ -10,17 +10,16 @@
 import { type FileHandle, open, unlink } from "node:fs/promises";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { checkRange } from "../../foundations/source.ts";
-import { type ByteCount, type ByteOffset, byteCount, byteOffset, formatBytes } from "../../foundations/units.ts";
+import { type ByteCount, type ByteOffset, byteCount, formatBytes } from "../../foundations/units.ts";
 import { AllocatedRuns } from "../os/allocated-runs.ts";
 import { type ImageUse, lockImage } from "../os/locks.ts";
-import { hostError, lseek } from "../os/syscalls.ts";
+import { lseek } from "../os/syscalls.ts";
 import { RangeCopier, type ReadSource } from "./copy-ranges.ts";
 import { refuseDeleted } from "./deleted-file.ts";
 import { openError, openLocked } from "./open-file.ts";
 import { Puncher } from "./punch.ts";
 import { readRun } from "./read-run.ts";
 import type {
-	AllocatedRange,
 	CopyMethod,
 	CopyRange,
 	HeldParts,
@@ -188,28 +187,6 @@ export class RawImage implements SecondImage {
 		return byteCount(blocks * 512);
 	}
 
-	async *allocatedRanges(): AsyncGenerator<AllocatedRange> {
-		let at = 0;
-		while (at < this.size) {
-			const start = lseek(this.fd, at, SEEK_DATA);
-			if (start === -ENXIO) return;
-			if (start === -EINVAL) {
-				// A block device, or a file system that doesn't tell.
-				yield { start: byteOffset(at), length: byteCount(this.size - at) };
-				return;
-			}
-			if (start < 0) throw hostError(start, `${this.path}: looking for data from byte ${at} on failed`);
-			const end = lseek(this.fd, start, SEEK_HOLE);
-			if (end < 0) throw hostError(end, `${this.path}: looking for a hole from byte ${start} on failed`);
-			const stop = Math.min(end, this.size);
-			if (stop <= start) return;
-			yield { start: byteOffset(start), length: byteCount(stop - start) };
-			at = stop;
-			// Each seek may read the host's metadata; others get their turn in between.
-			await new Promise(setImmediate);
-		}
-	}
-
 	async fingerprint(): Promise<ImageFingerprint | undefined> {
 		if (this.kind === "block-device") return undefined;
 		const { size, mtimeNs } = await this.#file.stat({ bigint: true });
@@ -235,7 +212,3 @@ export class RawImage implements SecondImage {
 }
 
 const SEEK_END = 2;
-const SEEK_DATA = 3;
-const SEEK_HOLE = 4;
-const ENXIO = 6;
-const EINVAL = 22;

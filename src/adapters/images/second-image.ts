@@ -29,15 +29,9 @@ export interface CopyRange {
 	readonly length: ByteCount;
 }
 
-/** Bytes that take host space; the rest of the image reads as zeros. */
-export interface AllocatedRange {
-	readonly start: ByteOffset;
-	readonly length: ByteCount;
-}
-
 /** Which parts of the disk hold something in a second image (or in what lies below it): all others read as zeros. */
 export interface HeldParts {
-	/** The parts of bytes `[from, to)`, in order. */
+	/** The parts of bytes `[from, to)`, in order, without overlap. Where the host can't tell holes, everything. */
 	within(from: number, to: number): Iterable<DataRun> | AsyncIterable<DataRun>;
 }
 
@@ -99,7 +93,5 @@ export interface SecondImage extends ByteSource, AsyncDisposable {
 	fingerprint(): Promise<ImageFingerprint | undefined>;
 	/** Host space in use. A block device's is its size: the host doesn't tell more. */
 	allocatedBytes(): Promise<ByteCount>;
-	/** In order, without overlap. Where the host can't tell holes, everything counts as allocated. */
-	allocatedRanges(): AsyncIterable<AllocatedRange>;
 	close(): Promise<void>;
 }

@@ -51,6 +51,8 @@ export class Clients {
 	readonly #polled = new PollSet(1 + CLIENTS_MAX);
 	readonly #patience = new Patience();
 	readonly #silence = new Silence();
+	/** The last `waitForWork` found nothing at once. */
+	waited = false;
 	#round = 0;
 	#wasBusy = false;
 	/** The only client of which the last round took something. */
@@ -74,6 +76,12 @@ export class Clients {
 		let count = 0;
 		for (const client of this.#connected) if (client.stalled) count++;
 		return count;
+	}
+
+	/** A request is under way: not there completely, not parsed yet, or it waits for room in the log. */
+	get isReceiving(): boolean {
+		for (const client of this.#connected) if (client.isInsideRequest || client.hasMore || client.stalled) return true;
+		return false;
 	}
 
 	/**
@@ -122,6 +130,7 @@ export class Clients {
 		const ask = (): number => polled.wait(0);
 		let count = ask();
 		// Only who was busy a moment ago is worth being waited for awake.
+		this.waited = count === 0 && !ready;
 		if (count === 0 && !ready && this.#wasBusy) count = this.#patience.wait(ask);
 		if (count === 0 && !ready) count = polled.wait(IDLE_MS);
 		this.#wasBusy = count > 0;
@@ -157,10 +166,13 @@ export class Clients {
 		const wantsInput = client.output.isEmpty && !client.stalled && !client.leaving && !client.broken && !input.isFull;
 		if (!wantsInput || client.hasMore || client.inFlight > 0 || this.#draining !== undefined) return false;
 		let state = "wait" as SocketState;
+		let asked = 0;
 		this.#patience.wait(() => {
 			state = input.receive(client.fd);
+			asked++;
 			return state === "wait" ? 0 : 1;
 		});
+		this.waited = asked > 1;
 		this.#wasBusy = state !== "wait";
 		if (state === "closed") client.broken = true;
 		else if (state === "progress") this.#enlist(client);

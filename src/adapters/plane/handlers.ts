@@ -43,6 +43,8 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 			done(undefined);
 		},
 		segments: (_, done) => done(log.segments()),
+		oldestSegments: (most, done) => done(log.segments(most)),
+		written: (since, done) => plane.awaitWrites(since, () => done(undefined)),
 		liveRuns: ({ sequence, from }, done) => {
 			const { runs, next } = log.liveRuns(sequence, { from, slotsMax: SLOTS_AT_ONCE });
 			done({ runs: withOffsets(plane, runs), next });
@@ -59,7 +61,8 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 		},
 		punched: (runs, done) => {
 			plane.ages.clearing(runs);
-			done(log.punched(runs));
+			log.punched(runs);
+			done(log.guestEntries);
 		},
 		takeView: (_, done) => done(viewPoints.take()),
 		recovered: (entry, done) => {
@@ -104,6 +107,7 @@ export function planeHandlers(plane: CalledPlane, files: PlaneFiles): PlaneHandl
 		},
 		collect: (_, done) => done(viewPoints.collect()),
 		takeViewAtRest: ({ volume, lastWrite }, done) => done(viewPoints.takeAtRest(volume, lastWrite)),
+		writeCounts: (_, done) => done({ ...viewPoints.counts(), isReceiving: plane.isReceiving }),
 		lendFree: (warmBytes, done) => done(log.borrowCold(LENT_AT_ONCE, warmBytes)),
 		returnFree: ({ ranges, punched }, done) => {
 			log.returnCold(ranges, punched);
@@ -156,6 +160,7 @@ function statusOf(plane: CalledPlane): PlaneStatus {
 		poisoned: log.poisoned,
 		hostIsFull: log.commitError?.code === "NO_SPACE",
 		counters: { ...plane.counters },
+		latencies: plane.latencies.counts(),
 	};
 }
 

@@ -2,6 +2,9 @@
 
 import type { BlockRun } from "../../core/cleaner/runs.ts";
 
+/** Blocks looked up in one call: 256 MiB of the disk. */
+export const LOCATED_AT_ONCE = 65_536;
+
 /**
  * Numbers per run in the answer of `locate`: first block, block count, index value (ABSENT, ZERO or the first slot),
  * and for slots the byte offset in the first image and the log position of the first slot, else -1.

@@ -14,8 +14,9 @@ import type { LogPosition } from "../../foundations/units.ts";
 import type { SecondLayout, TableUpdate } from "../images/second-layout.ts";
 import type { ClientSetup } from "./connection.ts";
 import type { PlaneCounters } from "./counters.ts";
+import type { LatencyCounts } from "./latencies.ts";
 import type { SnapshotSetup } from "./snapshots.ts";
-import type { Collected, KeptView, WatchPlan } from "./watch.ts";
+import type { Collected, KeptView, WatchPlan, WriteCounts } from "./watch.ts";
 
 /** The state of the first image and of the clients. */
 export interface PlaneStatus {
@@ -37,6 +38,7 @@ export interface PlaneStatus {
 	/** The host had no space for the newest write. */
 	readonly hostIsFull: boolean;
 	readonly counters: PlaneCounters;
+	readonly latencies: LatencyCounts;
 }
 
 /** A disk as it was at one position; see `releaseView`. */
@@ -59,6 +61,10 @@ export interface PlaneCalls {
 	/** Closes the active segment, so that it can be cleaned. */
 	seal: { input: undefined; output: undefined };
 	segments: { input: undefined; output: SegmentInfo[] };
+	/** The same, but for the newer ones where there are more than this many: a large log has thousands. */
+	oldestSegments: { input: number; output: SegmentInfo[] };
+	/** Answers once the guest has written something since this number of guest entries. */
+	written: { input: number; output: undefined };
 	/** Some of a segment's current blocks, from an entry on: [block, count, first slot, file offset]…, and the entry to go on with or -1. */
 	liveRuns: { input: { sequence: number; from: number }; output: LivePart };
 	/** Pairs [block, count] of a segment's ranges that read as zeros now. */
@@ -67,7 +73,7 @@ export interface PlaneCalls {
 	moved: { input: { runs: Float64Array; view: number }; output: number };
 	/** Pairs proven unused in a view; answers the pairs that read as zeros now by this call. */
 	dropped: { input: { runs: Float64Array; view: number }; output: Float64Array };
-	/** Pairs that read as zeros in the second image, durably. */
+	/** Pairs that read as zeros in the second image, durably. Answers what `guestEntries` of a view taken now would be. */
 	punched: { input: Float64Array; output: number };
 	/** Pairs: forgets the checksums of blocks that are about to be punched; durable after `flushSums`. */
 	forgetSums: { input: Float64Array; output: undefined };
@@ -131,6 +137,7 @@ export interface PlaneCalls {
 	collect: { input: undefined; output: Collected };
 	/** A view of a volume that rests since the last collection; see `ViewPoints.takeAtRest`. */
 	takeViewAtRest: { input: { volume: number; lastWrite: number }; output: ViewHandle | undefined };
+	writeCounts: { input: undefined; output: WriteCounts };
 	/** Lends some free segments of the first image that may take host space, but for this many bytes of them: to be punched. */
 	lendFree: { input: number; output: ColdRange[] };
 	/** They may be used again; where they were punched, the file's end is cut off as far as it is free. */

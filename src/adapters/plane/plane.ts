@@ -32,6 +32,7 @@ import { newCounters, type PlaneCounters } from "./counters.ts";
 import { type BlockSums, DiskReader, type LogFile } from "./disk-reader.ts";
 import { Flushes } from "./flushes.ts";
 import type { JobQueue } from "./jobs.ts";
+import { Latencies } from "./latencies.ts";
 import { PollSet } from "./poll-set.ts";
 import type { ReadBatch } from "./read-batch.ts";
 import { Room } from "./room.ts";
@@ -77,6 +78,7 @@ export class Plane {
 	readonly viewPoints: ViewPoints;
 	readonly ages: WriteAges;
 	readonly counters: PlaneCounters = newCounters();
+	readonly latencies = new Latencies();
 
 	readonly #parts: PlaneParts;
 	/** Reads the disk itself; clients of a snapshot have one of their own. */
@@ -87,6 +89,10 @@ export class Plane {
 	readonly #flushes: Flushes;
 	readonly #answers: Answers;
 	readonly #bellCount: Pinned = sys.pin(8);
+	/** Who waits for the guest to write something, and since which guest entry. */
+	#awaitsWrites: { readonly since: number; readonly done: () => void }[] = [];
+	/** When work was last looked for, in milliseconds. */
+	#lookedAt = performance.now();
 	#stopped = false;
 	#poisonReported = false;
 
@@ -126,16 +132,34 @@ export class Plane {
 	#serveRound(): void {
 		const { jobs } = this.#parts;
 		const { work } = this.#clients;
-		if (this.#clients.waitForWork(jobs.busy)) this.#hearBell();
+		const rang = this.#clients.waitForWork(jobs.busy);
+		const now = performance.now();
+		const since = this.#clients.waited ? now : this.#lookedAt;
+		this.#lookedAt = now;
+		if (rang) this.#hearBell();
 		// The log is closed: nothing may be written any more.
 		if (this.#stopped) return;
+		let requests = 0;
 		for (const client of work) client.parse(this.#writes);
 		this.#writes.commit();
-		for (const client of work) this.#answers.answer(client);
+		for (const client of work) {
+			requests += client.pending.count;
+			this.#answers.answer(client);
+		}
 		this.#flushes.begin();
 		this.#answers.sendFinished();
 		jobs.submit();
 		this.#clients.endRound();
+		if (requests > 0) this.latencies.add(requests, performance.now() - since);
+		if (this.#awaitsWrites.length > 0) this.#tellOfWrites();
+	}
+
+	#tellOfWrites(): void {
+		const { guestEntries } = this.log;
+		const told = this.#awaitsWrites.filter(({ since }) => since !== guestEntries);
+		if (told.length === 0) return;
+		this.#awaitsWrites = this.#awaitsWrites.filter(({ since }) => since === guestEntries);
+		for (const { done } of told) done();
 	}
 
 	#hearBell(): void {
@@ -185,6 +209,11 @@ export class Plane {
 		return this.#clients.stalledCount;
 	}
 
+	/** A client's request is under way: not there completely, not parsed yet, or it waits for room. */
+	get isReceiving(): boolean {
+		return this.#clients.isReceiving;
+	}
+
 	/** True: clients that find no room, or wait for some, get ENOSPC now instead of waiting for the cleaner. */
 	refuseWhenFull(refuse: boolean): void {
 		this.#room.refuseWhenFull = refuse;
@@ -198,6 +227,12 @@ export class Plane {
 		const reader =
 			snapshot === undefined ? this.#reader : new DiskReader(() => snapshots.logsOf(snapshot), second, sums);
 		this.#clients.attach(setup, reader);
+	}
+
+	/** Calls `done` once the log has other guest entries than `since`. */
+	awaitWrites(since: number, done: () => void): void {
+		this.#awaitsWrites.push({ since, done });
+		this.#tellOfWrites();
 	}
 
 	/** Tells `done` (0 or an errno) once all that is written now is durable; one fdatasync serves many. */

@@ -6,7 +6,7 @@
 
 import type { FirstImage, View } from "../../core/log/first-image.ts";
 import type { LogPosition } from "../../foundations/units.ts";
-import type { Collected, KeptView, WatchPlan } from "./watch.ts";
+import type { Collected, KeptView, WatchPlan, WriteCounts } from "./watch.ts";
 import { WatchSet } from "./watch.ts";
 
 export class ViewPoints {
@@ -86,6 +86,12 @@ export class ViewPoints {
 		const collected = { notices, lost: lost || this.#lost, identityTouched, lastWrite, views };
 		this.#lost = false;
 		return collected;
+	}
+
+	/** What was written since the plan was set; nothing without one. */
+	counts(): Omit<WriteCounts, "isReceiving"> {
+		const { lastWrite = [], writeCounts = [] } = this.#watches ?? {};
+		return { lastWrite: [...lastWrite], writes: [...writeCounts] };
 	}
 
 	/** Takes a view of now; it lives until `release`. */

@@ -127,6 +127,16 @@ test("the last write of each volume is the newest that overlaps it", () => {
 	assert.deepEqual(watches.lastWrite, [7, 6]);
 	watches.touchVolumes(16384, 4096, 8);
 	assert.deepEqual(watches.lastWrite, [7, 6]);
+	assert.deepEqual(watches.writeCounts, [2, 1]);
+	// Zeros and trims have the position of what was written before them, but count.
+	watches.touchVolumes(12288, 4096, 6);
+	assert.deepEqual(
+		[watches.lastWrite, watches.writeCounts],
+		[
+			[7, 6],
+			[2, 2],
+		],
+	);
 });
 
 test("the last write of a volume in pieces is the newest that overlaps one of them", () => {

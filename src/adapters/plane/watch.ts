@@ -81,6 +81,16 @@ export interface Collected {
 	readonly views: readonly (KeptView | undefined)[];
 }
 
+/** How much was written to the volumes of the plan, at one moment between two requests. */
+export interface WriteCounts {
+	/** Per volume, as in {@link Collected}. */
+	readonly lastWrite: readonly number[];
+	/** Per volume, how many writes came since the plan was set, zeros and trims too. */
+	readonly writes: readonly number[];
+	/** A client's request is under way: it may be a write that is in no count yet. */
+	readonly isReceiving: boolean;
+}
+
 const REGION_BYTES = 1024 * 1024;
 /** Bytes of notices kept between two collections. */
 const NOTICE_BYTES_MAX = 64 * 1024 * 1024;
@@ -90,6 +100,8 @@ export class WatchSet {
 	readonly plan: WatchPlan;
 	readonly #regions: Uint8Array;
 	readonly lastWrite: number[];
+	/** Per volume, how many writes came, zeros and trims too, which have no position of their own. */
+	readonly writeCounts: number[];
 	#notices: Notice[] = [];
 	#noticeBytes = 0;
 	#lost = false;
@@ -98,6 +110,7 @@ export class WatchSet {
 	constructor(plan: WatchPlan, diskSize: ByteCount) {
 		this.plan = plan;
 		this.lastWrite = plan.volumes.map(() => -1);
+		this.writeCounts = plan.volumes.map(() => 0);
 		this.#regions = new Uint8Array(Math.ceil(diskSize / REGION_BYTES));
 		for (const { start, length } of [...plan.ranges, ...plan.identity])
 			this.#regions.fill(1, Math.floor(start / REGION_BYTES), Math.ceil((start + length) / REGION_BYTES));
@@ -121,7 +134,9 @@ export class WatchSet {
 		for (let i = 0; i < volumes.length; i++) {
 			const runs = volumes[i]!.runs;
 			const run = runs[firstEndingBehind(runs, at)];
-			if (run !== undefined && at + length > run.start) this.lastWrite[i] = position;
+			if (run === undefined || at + length <= run.start) continue;
+			this.lastWrite[i] = position;
+			this.writeCounts[i]!++;
 		}
 	}
 

@@ -83,13 +83,24 @@ export interface FileSystemBlock {
 	readonly role: "metadata" | "journal" | "data";
 }
 
+/** What is known of a freeze besides its view. */
+export interface FrozenMoment {
+	/** Where the log was when the freeze was asked for: what the freeze itself wrote lies behind. */
+	readonly asked: LogPosition;
+	/** As for `advanceClean`. */
+	readonly lastWrite: LogPosition | null;
+}
+
 /** What may be dropped now, or why nothing may. */
 export type LiveState =
 	| {
 			readonly kind: "ready";
 			/** The view's position: everything below is judged from exactly this prefix of the log. */
 			readonly position: LogPosition;
-			/** Blocks with W(b) < settled qualify. Infinity after a clean unmount: every free block of the view does. */
+			/**
+			 * Blocks with W(b) < settled qualify, where they also are in the view: W(b) < position. Infinity after a clean unmount:
+			 * every free block of the view does.
+			 */
 			readonly settled: LogPosition;
 			/**
 			 * Byte ranges of the volume whose allocation was read again by this pass, sorted: decide only these again, and
@@ -126,6 +137,10 @@ export interface LiveVolume {
 	readonly viewPoints: ViewPoints;
 	/** The rule in force, for an operator: what proves a free block unused. */
 	readonly rule?: string;
+	/** True where each verdict reads all metadata anew, so that few are better; absent for false. */
+	readonly readsAll?: boolean;
+	/** True where much of what is free is proven by freezes only, as long as it is mounted; absent for false. */
+	readonly gainsByFreeze?: boolean;
 	watch(): readonly WatchRange[];
 	/** Feeds writes in log order. Writes outside the watched ranges are ignored. */
 	observe(writes: readonly MetadataWrite[]): Promise<void>;
@@ -136,6 +151,12 @@ export interface LiveVolume {
 	 * newest write to *any* byte of the volume, or null where none came since the volume was opened here.
 	 */
 	advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState>;
+	/**
+	 * F1: judges a view at `at`, taken while the guest's agent said that all is frozen, and with no write to the volume in
+	 * the whole window: what the agent says is believed only where the disk shows it, too. All watched writes up to `at` were
+	 * fed, and none later. Absent where a freeze proves nothing.
+	 */
+	advanceFrozen?(view: ByteSource, at: LogPosition, moment: FrozenMoment): Promise<LiveState>;
 	/**
 	 * Free runs in `[from, to)` of the volume as last judged, in order, in whole file-system blocks. Nothing unless the
 	 * last judgement was `ready`; but that a mounted volume merely rests (`advanceClean`) takes nothing back.

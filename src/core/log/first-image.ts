@@ -380,10 +380,10 @@ export class FirstImage {
 		return view;
 	}
 
-	/** The log's segments, oldest first. */
-	segments(): SegmentInfo[] {
+	/** The log's segments, oldest first, and no more than `most`. */
+	segments(most = Number.POSITIVE_INFINITY): SegmentInfo[] {
 		const { table, geometry } = this.#state;
-		return table.chain.map((segment) => ({
+		return table.chain.slice(0, most).map((segment) => ({
 			sequence: segment.sequence,
 			state: segment.sealed ? "sealed" : "active",
 			firstPosition: logPosition(table.firstPositionOf(segment)),
@@ -523,16 +523,6 @@ export class FirstImage {
 		if (before <= end) return 0;
 		file.truncate(end);
 		return before - end;
-	}
-
-	/** Where the next segment's space isn't allocated yet: its range. Call the file's allocate, on any thread, then `allocated`. */
-	nextToAllocate(): ColdRange | undefined {
-		const place = this.#state.table.prepare();
-		return place < 0 ? undefined : this.#rangeOf(place);
-	}
-
-	allocated(range: ColdRange, succeeded = true): void {
-		this.#state.table.prepared(this.#placeOf(range), succeeded);
 	}
 
 	#rangeOf(place: number): ColdRange {

@@ -241,7 +241,8 @@ function decodeHeaderRecord(record: Uint8Array, uuid: Uint8Array): SegmentHeader
 
 const isKnownVersion = (version: number): boolean => version >= 1 && version <= FORMAT_VERSION;
 
-const recordChecksum = (record: Uint8Array): number => ~crc32c(~0, record.subarray(0, RECORD_SIZE - 4)) >>> 0;
+/** CRC-32C of a 512-byte record, or of a sector of `second.sums`, without its last word, where it stands. */
+export const recordChecksum = (record: Uint8Array): number => ~crc32c(~0, record.subarray(0, RECORD_SIZE - 4)) >>> 0;
 
 const startsWith = (array: Uint8Array, start: Uint8Array): boolean => start.every((byte, i) => array[i] === byte);
 

@@ -14,10 +14,10 @@
 //
 // Memory is bounded: a direct-mapped cache of 4 KiB pages, written through.
 
-import { crc32c } from "../../foundations/crc.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { bytes, struct, u16le, u32le } from "../../foundations/struct.ts";
 import { byteOffset, divFloor } from "../../foundations/units.ts";
+import { recordChecksum } from "./format.ts";
 import type { HostFile } from "./host-file.ts";
 
 /** Checksums of a sector; the last word of its 512 bytes is their own checksum. */
@@ -47,7 +47,7 @@ export function formatSecondSums(file: HostFile, uuid: Uint8Array): void {
 	const header = new Uint8Array(HEADER_BYTES);
 	const view = new DataView(header.buffer);
 	HeaderRecord.put(view, 0, { magic, version: SECOND_SUMS_VERSION, uuid });
-	HeaderRecord.write.checksum(view, 0, checksumOf(header.subarray(0, SECTOR_BYTES)));
+	HeaderRecord.write.checksum(view, 0, recordChecksum(header.subarray(0, SECTOR_BYTES)));
 	file.write(header, byteOffset(0));
 }
 
@@ -76,7 +76,7 @@ export class SecondSums {
 		const header = new Uint8Array(SECTOR_BYTES);
 		file.read(byteOffset(0), header);
 		const fields = HeaderRecord.at(new DataView(header.buffer));
-		const isOurs = fields.checksum === checksumOf(header) && fields.magic.every((byte, i) => byte === magic[i]);
+		const isOurs = fields.checksum === recordChecksum(header) && fields.magic.every((byte, i) => byte === magic[i]);
 		if (isOurs && fields.version !== SECOND_SUMS_VERSION)
 			throw new VmsweepError(
 				"DISK_WRONG_VERSION",
@@ -177,9 +177,6 @@ export class SecondSums {
 	}
 
 	#checksum(at: number): number {
-		return checksumOf(this.#bytes.subarray(at * 4, (at + SECTOR_WORDS) * 4));
+		return recordChecksum(this.#bytes.subarray(at * 4, (at + SECTOR_WORDS) * 4));
 	}
 }
-
-/** Of a sector without its last word. */
-const checksumOf = (sector: Uint8Array): number => ~crc32c(~0, sector.subarray(0, SECTOR_BYTES - 4)) >>> 0;

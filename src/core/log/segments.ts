@@ -6,7 +6,7 @@
 //
 //   free ─▶ active ─▶ sealed ─▶ retired (tail written) ─▶ free (tail durable)
 //    │ ▲
-//    ▼ │ lent: punched or allocated by another thread
+//    ▼ │ lent: punched by another thread
 //
 // Invariants
 //  - a slot counts as live exactly while the index points at it
@@ -102,8 +102,6 @@ export interface Pin {
 const PLACE_IDLE = 0;
 /** Given out by `borrowCold`. */
 const PLACE_LENT = 1;
-/** Given out by `nextToAllocate`. */
-const PLACE_PREPARING = 2;
 
 export class SegmentTable implements SlotLedger {
 	readonly geometry: Geometry;
@@ -251,31 +249,12 @@ export class SegmentTable implements SlotLedger {
 	take(): { place: number; warm: boolean } {
 		const warm = this.#warm.pop();
 		if (warm !== undefined) return { place: warm, warm: true };
-		const preparing = this.#states.indexOf(PLACE_PREPARING);
-		if (preparing >= 0) {
-			this.#states[preparing] = PLACE_IDLE;
-			return { place: preparing, warm: false };
-		}
 		return { place: this.#takeCold(), warm: false };
 	}
 
 	/** Gives back a place of which a segment could not be made. */
 	untake(place: number): void {
 		this.#cold.push(place);
-	}
-
-	/** A place to allocate ahead of need, or -1 where the next segment has one. */
-	prepare(): number {
-		if (this.#warm.length > 0 || this.#states.includes(PLACE_PREPARING) || this.usedPlaces >= this.placesMax) return -1;
-		const place = this.#takeCold();
-		this.#states[place] = PLACE_PREPARING;
-		return place;
-	}
-
-	prepared(place: number, succeeded: boolean): void {
-		if (this.#states[place] !== PLACE_PREPARING) return;
-		this.#states[place] = PLACE_IDLE;
-		(succeeded ? this.#warm : this.#cold).push(place);
 	}
 
 	/** Lends out up to `max` free places to be punched: those that may have host space, but for `warm` of them and those always kept. */

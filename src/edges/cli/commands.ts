@@ -4,7 +4,16 @@
 // all of them with what they import take half a second, one of them a fraction of it.
 
 import { Command, Option } from "commander";
-import { parseAddress, parseClusterSize, parseCount, parseOffset, parseSeconds, parseSize } from "./values.ts";
+import {
+	collectAgents,
+	parseAddress,
+	parseClusterSize,
+	parseCount,
+	parseInterval,
+	parseOffset,
+	parseSeconds,
+	parseSize,
+} from "./values.ts";
 
 /** All commands but help, in the order in which help lists them. */
 export const allCommands = (): Command[] => [
@@ -133,11 +142,23 @@ const serveCommand = (): Command =>
 		.option("--tls-creds <folder>", "encrypt, with the files that QEMU looks for in such a folder")
 		.option("--tls-optional", "clients without TLS are served as well")
 		.option("--log-limit <size>", "most host space that each first image may take", parseSize)
+		.option("--max-rate <size>", "most bytes that cleaning reads and writes per second (default: no limit)", parseSize)
 		.option("--quarantine <seconds>", "keep dropped blocks for so long, so that undo brings them back", parseSeconds)
 		.addOption(
 			new Option("--lvm-free <what>", "keep or drop what lies in LVM's free extents")
 				.choices(["keep", "drop"])
 				.default("keep"),
+		)
+		.addOption(
+			new Option(
+				"--qga <agent>",
+				"guest agent's socket, SOCKET or DISK=SOCKET: freeze the guest now and then",
+			).argParser(collectAgents),
+		)
+		.addOption(
+			new Option("--freeze-every <seconds>", "freeze a guest at most so often")
+				.argParser(parseInterval)
+				.default(600_000, "600"),
 		)
 		.option("--accept-changed-image", "serve although the second image was changed since the disk was closed")
 		.option("--print-qemu", "print how to attach each disk to QEMU and libvirt")

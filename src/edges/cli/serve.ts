@@ -7,6 +7,7 @@ import type { TlsFiles } from "../../adapters/nbd/tls.ts";
 import { formatBytes } from "../../foundations/units.ts";
 import {
 	type ServeAddress,
+	type ServeAgent,
 	type ServedExport,
 	type ServeOptions,
 	type Server,
@@ -39,6 +40,11 @@ interface ServeCommandOptions {
 	/** Milliseconds. */
 	readonly quarantine?: number;
 	readonly lvmFree: "keep" | "drop";
+	readonly qga?: readonly ServeAgent[];
+	/** Milliseconds. */
+	readonly freezeEvery: number;
+	/** Bytes per second. */
+	readonly maxRate?: number;
 	readonly printQemu?: boolean;
 	readonly json?: boolean;
 }
@@ -47,7 +53,7 @@ interface ServeCommandOptions {
 const BROKEN_CLOSE_MS = 10_000;
 
 export async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
-	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0, lvmFree } = options;
+	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0, lvmFree, maxRate } = options;
 	const addresses = addressesOf(options);
 	const tls = tlsFilesOf(options);
 	const log = openLog();
@@ -62,10 +68,13 @@ export async function serve(disks: readonly string[], options: ServeCommandOptio
 			acceptChangedImage,
 			quarantineMs: quarantine,
 			lvmFree,
+			agents: (options.qga ?? []).map((agent) => ({ ...agent, path: resolve(agent.path) })),
+			freezeEveryMs: options.freezeEvery,
 			...(addresses === undefined ? {} : { addresses }),
 			...(tls === undefined ? {} : { tls }),
 			...limitsOf(options),
 			...(logLimit === undefined ? {} : { limitBytes: logLimit }),
+			...(maxRate === undefined ? {} : { bytesPerSecond: maxRate }),
 			onEvent: (line, name) => (name === null ? log.info(line) : log.info({ disk: name }, line)),
 		});
 		for (const served of server.exports) await print(readyLine(served, options));

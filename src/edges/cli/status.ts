@@ -72,6 +72,7 @@ function describeServed(disk: DiskStatus): string {
 			`dropped ${formatBytes(cleaner.droppedBytes)}, moved ${formatBytes(cleaner.movedBytes)}, gave ${formatBytes(cleaner.punchedBytes)} of the first image back`,
 		],
 		["", metadataWords(disk)],
+		...describeFreezes(disk),
 		...disk.volumes.flatMap(describeVolume),
 	];
 	if (disk.stalled > 0) facts.push(["waiting", `${count(disk.stalled, "client")} for room in the first image`]);
@@ -99,6 +100,13 @@ function ago(iso: string): string {
 	if (seconds < 120) return `${seconds} s`;
 	const minutes = Math.round(seconds / 60);
 	return minutes < 120 ? `${minutes} min` : `${Math.round(minutes / 60)} h`;
+}
+
+function describeFreezes({ freezes }: DiskStatus): string[][] {
+	if (freezes === null) return [];
+	const { frozenAt, frozenMs, problem } = freezes;
+	const last = frozenAt === null ? "not frozen yet" : `frozen at ${frozenAt}, for ${frozenMs} ms`;
+	return [["guest agent", problem === null ? last : `${last}; ${problem}`]];
 }
 
 function describeResting(disk: RestingDiskStatus): string {

@@ -1,7 +1,15 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { VSOCK_ANY } from "../../adapters/nbd/listen-address.ts";
-import { parseAddress, parseCount, parseOffset, parseSeconds, parseSize } from "./values.ts";
+import {
+	collectAgents,
+	parseAddress,
+	parseCount,
+	parseInterval,
+	parseOffset,
+	parseSeconds,
+	parseSize,
+} from "./values.ts";
 
 test("addresses: TCP by name and number, vsock", () => {
 	assert.deepEqual(parseAddress("localhost:10809"), { kind: "tcp", host: "localhost", port: 10809 });
@@ -33,4 +41,12 @@ test("a byte's position may be 0, a size may not", () => {
 	for (const wrong of ["-1", "1.5", "x", "", "9000P"]) assert.throws(() => parseOffset(wrong), wrong);
 	assert.equal(parseSize("512"), 512);
 	assert.throws(() => parseSize("0"), /more than nothing/);
+});
+
+test("guest agents: for all disks, or for one; intervals are longer than nothing", () => {
+	assert.deepEqual(collectAgents("/run/a=b"), [{ path: "/run/a=b" }]);
+	assert.deepEqual(collectAgents("web=/run/a=b", [{ path: "x" }]), [{ path: "x" }, { disk: "web", path: "/run/a=b" }]);
+	assert.throws(() => collectAgents(""), { code: "commander.invalidArgument" });
+	assert.equal(parseInterval("0.5"), 500);
+	assert.throws(() => parseInterval("0"), { code: "commander.invalidArgument" });
 });

@@ -61,3 +61,24 @@ export function parseSeconds(text: string): number {
 		throw new InvalidArgumentError("Give seconds, such as 30 or 0.5; 0 for never.");
 	return milliseconds;
 }
+
+/** Seconds between two events: as {@link parseSeconds}, but more than none. */
+export function parseInterval(text: string): number {
+	const milliseconds = parseSeconds(text);
+	if (milliseconds === 0) throw new InvalidArgumentError("Give seconds, such as 600 or 0.5.");
+	return milliseconds;
+}
+
+/** Where a VM's guest agent answers: SOCKET, or DISK=SOCKET for the VM that has that disk. */
+export interface AgentValue {
+	readonly path: string;
+	readonly disk?: string;
+}
+
+/** One more value of a repeated option. What stands before the first `=` is a disk's name, unless it has a slash. */
+export function collectAgents(text: string, before: readonly AgentValue[] = []): AgentValue[] {
+	const match = /^([^/=]+)=(.+)$/.exec(text);
+	const agent: AgentValue = match === null ? { path: text } : { disk: match[1]!, path: match[2]! };
+	if (agent.path === "") throw new InvalidArgumentError("Give the path of a Unix socket, or DISK=PATH.");
+	return [...before, agent];
+}

@@ -11,9 +11,10 @@
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
+import type { Collected } from "../../adapters/plane/watch.ts";
 import { LastWritten } from "../../core/cleaner/last-written.ts";
 import { touchedBlocks, wholeBlocks } from "../../core/cleaner/plan.ts";
-import { type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
+import { type BatchLimits, type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
 import type { LiveState } from "../../core/filesystems/live.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
 import { rangesOnDisk } from "../../core/volumes/areas.ts";
@@ -21,9 +22,11 @@ import { runsOnDisk } from "../../core/volumes/pieces.ts";
 import { assert, isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import { BLOCK_SIZE, byteCount, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
+import type { RateLimit } from "../rate-limit.ts";
 import { Chronicle } from "./chronicle.ts";
 import { type Dropped, Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
+import { FreezePoint } from "./freeze-point.ts";
 import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
@@ -32,13 +35,18 @@ import { provenRuns, settledBefore } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
 import { SecondWriter } from "./second-writer.ts";
+import type { Outlook } from "./turns.ts";
 import { type VolumeStatus, volumeStatus } from "./volume-status.ts";
 import { type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
 
 /** Segments emptied before verdicts are looked for and space is freed again. */
 const SEGMENTS_PER_ROUND = 4;
+/** Segments of which it is remembered since when they are closed: the oldest, so that a round of a large log asks for little. */
+const LOOKED_AT = 64;
 /** Rounds of flushing in one go: two make a segment free, one more starts when writes came in between. */
 const FREEING_FLUSHES = 3;
+/** With a limit on bytes, what it allows in this time is copied at once. */
+const PAID_AT_ONCE_MS = 250;
 /** The second image is made complete at most this often: each time costs two durable records. */
 const FOLD_MS = 30_000;
 /** Only when so little is left that ordinary rounds have moved the rest, in bytes: what is deleted soon isn't copied. */
@@ -64,8 +72,10 @@ export interface CleanerDisk {
 	readonly onFolded: (view: ViewHandle) => Promise<void>;
 	/** Ends a fold early: the disk is being closed. */
 	readonly closing: AbortSignal;
-	/** Lets the guest through for this long, in milliseconds; resolves early with false where somebody waits for the round's end. */
+	/** Lets the guest through for this long or longer, in milliseconds; resolves early with false where somebody waits for the round's end. */
 	readonly rest: (milliseconds: number) => Promise<boolean>;
+	/** What cleaning in the background may read and write per second, perhaps together with other disks; no limit where not given. */
+	readonly limit?: RateLimit | undefined;
 	/** For how long dropped blocks can be brought back; 0: not at all. */
 	readonly quarantineMs: number;
 	/** One line about a volume, whenever its state changes. */
@@ -82,10 +92,15 @@ export interface CleanerWorld {
 	readonly identify: (
 		plane: PlanePort,
 		readView: ReadView,
-	) => Promise<Pick<Volumes, "list" | "judge" | "isStillTheSame"> | undefined>;
+	) => Promise<
+		| (Pick<Volumes, "list" | "judge" | "isStillTheSame"> & Partial<Pick<Volumes, "wantsFreeze" | "judgeFrozen">>)
+		| undefined
+	>;
 	readonly allocated: (second: SecondImage) => HeldParts;
 	/** Milliseconds from some start; only grows. */
 	readonly now: () => number;
+	/** Copied between two rests; as the pace says where not given. */
+	readonly piece?: () => BatchLimits;
 	/** Free runs that are too young for a drop are remembered one by one up to this many; as many as are sensible where not given. */
 	readonly youngRunsMax?: number;
 }
@@ -155,6 +170,9 @@ export class Cleaner {
 	#volumes: Awaited<ReturnType<CleanerWorld["identify"]>> | undefined;
 	readonly #pace: Pace;
 	readonly #chronicle: Chronicle;
+	/** Nobody waits for what is being done: the guest and the limit come first. */
+	#isGentle = false;
+	#pieceBegan = 0;
 	/** The newest verdict's volume, and the view in which it was reached. */
 	#point: { readonly volume: ServedVolume; readonly view: ViewHandle } | undefined;
 	#foldedTime = Number.NEGATIVE_INFINITY;
@@ -162,8 +180,7 @@ export class Cleaner {
 	#foldedAt = -1;
 	/** Since when the guest has written nothing. */
 	#silence = { guestEntries: -1, since: 0 };
-	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
-	#changedThrough = 0;
+	#movedThrough = 0;
 
 	/** @param opened the log's position when the disk was opened */
 	constructor(disk: CleanerDisk, opened: LogPosition, world: CleanerWorld = realWorld(disk, opened)) {
@@ -175,7 +192,9 @@ export class Cleaner {
 		this.#pace = new Pace(world.now(), opened);
 		this.#chronicle = new Chronicle(disk.onVolume ?? (() => {}));
 		const { newestSnapshot, onLost, beforeChange, quarantineMs } = disk;
-		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, onLost, beforeChange });
+		const piece = (): BatchLimits => this.#piece();
+		const onCopied = (bytes: number): Promise<void> => this.#copied(bytes);
+		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, onLost, beforeChange, piece, onCopied });
 		this.#dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
 		this.#mover = new Mover(plane, writer, this.#dropper, lastWritten);
 		this.#fold = new Fold(plane, writer, this.#dropper, lastWritten);
@@ -190,11 +209,35 @@ export class Cleaner {
 		);
 	}
 
+	/** What the next round may bring; a guess. */
+	async outlook(): Promise<Outlook> {
+		const { plane } = this.#disk;
+		const status = await plane.ask("status");
+		const oldest = (await plane.ask("oldestSegments", SEGMENTS_PER_ROUND)).filter(({ state }) => state === "sealed");
+		const bytes = oldest.reduce((sum, segment) => sum + segment.bytes, 0);
+		const movedBytes = oldest.reduce((sum, { liveSlots }) => sum + liveSlots * BLOCK_SIZE, 0);
+		const waiting = [...this.#young.values()].reduce((sum, { young }) => sum + blocksIn(young) * BLOCK_SIZE, 0);
+		const { usedBytes, limitBytes } = status;
+		return {
+			isUrgent: isUrgent(status),
+			fill: usedBytes / limitBytes,
+			backBytes: bytes - movedBytes + waiting,
+			movedBytes,
+		};
+	}
+
+	/** Guest entries of the log when the last round began. */
+	get roundEntries(): number {
+		return this.#silence.guestEntries;
+	}
+
 	/** One round. Rounds must not overlap. Returns the bytes that it dropped, moved or gave back. */
 	async round(options: RoundOptions = {}): Promise<number> {
 		const before = progressOf(this.counters);
 		this.counters.rounds++;
-		await this.#measureGuest();
+		this.#isGentle = false;
+		const status = await this.#measureGuest();
+		if (options.everything !== true && !isUrgent(status)) this.#beGentle();
 		await this.#quarantine.hold(EAGER_SHARE);
 		try {
 			await this.#judge((verdict) => this.#act(verdict));
@@ -205,16 +248,61 @@ export class Cleaner {
 		} catch (error) {
 			if (isVmsweepError(error, "NO_SPACE")) this.#quarantine.giveWay();
 			throw error;
+		} finally {
+			this.#isGentle = false;
 		}
-		return progressOf(this.counters) - before;
+		const progress = progressOf(this.counters) - before;
+		if (progress > 0) this.#pace.look(await this.#disk.plane.ask("status"), this.#world.now(), "work");
+		return progress;
 	}
 
-	async #measureGuest(): Promise<void> {
+	async #measureGuest(): Promise<PlaneStatus> {
 		const status = await this.#disk.plane.ask("status");
 		const { guestEntries } = status;
 		const now = this.#world.now();
 		if (guestEntries !== this.#silence.guestEntries) this.#silence = { guestEntries, since: now };
-		this.#pace.measure(status, now);
+		this.#pace.look(status, now, "rest");
+		return status;
+	}
+
+	// ---- Rests --------------------------------------------------------------------------------------------
+
+	#beGentle(): void {
+		this.#isGentle = true;
+		this.#pieceBegan = this.#world.now();
+	}
+
+	/** What is copied before the guest, and the limit, have their turn. */
+	#piece(): BatchLimits {
+		if (!this.#isGentle) return { blocks: Number.POSITIVE_INFINITY };
+		const { blocks, ...rest } = this.#world.piece?.() ?? this.#pace.pieceAt(this.#world.now());
+		const paidBytes = this.#disk.limit?.bytesIn(PAID_AT_ONCE_MS) ?? Number.POSITIVE_INFINITY;
+		return { blocks: Math.min(blocks, Math.max(1, Math.floor(paidBytes / 2 / BLOCK_SIZE))), ...rest };
+	}
+
+	async #copied(bytes: number): Promise<void> {
+		if (!this.#isGentle) return;
+		// Read and written.
+		this.#disk.limit?.spend(2 * bytes);
+		await this.#breathe(bytes);
+	}
+
+	/** After a piece of work that emptied so many bytes of the log: rests, for the guest and for the limit. True where it rested. */
+	async #breathe(bytes: number): Promise<boolean> {
+		const { plane, limit, rest } = this.#disk;
+		const status = await plane.ask("status");
+		const now = this.#world.now();
+		this.#pace.look(status, now, "work");
+		if (isUrgent(status)) this.#isGentle = false;
+		if (!this.#isGentle) return false;
+		const milliseconds = this.#pace.restAfter(bytes, now - this.#pieceBegan, status, now);
+		const wait = Math.max(milliseconds, limit?.waitMs ?? 0);
+		if (wait > 0) {
+			if (!(await rest(wait))) this.#isGentle = false;
+			this.#pace.look(await plane.ask("status"), this.#world.now(), "rest");
+		}
+		this.#pieceBegan = this.#world.now();
+		return wait > 0;
 	}
 
 	/** What is proven about the disk's blocks now; drops nothing. Not while a round runs. */
@@ -255,22 +343,56 @@ export class Cleaner {
 			this.#volumes = await this.#world.identify(plane, readView);
 			if (this.#volumes === undefined) return;
 		}
-		const collected = await plane.ask("collect");
-		if (collected.lost || (collected.identityTouched && !(await this.#volumes.isStillTheSame()))) {
-			for (const view of collected.views) if (view !== undefined) await plane.ask("releaseView", view.id);
-			this.#volumes = undefined;
-			return;
-		}
+		const collected = await this.#collect();
+		if (collected === undefined) return;
 		const { list } = this.#volumes;
-		for (const verdict of await this.#volumes.judge(collected)) {
-			try {
-				await act(verdict);
-			} finally {
-				await this.#keepPoint(verdict);
-			}
-			if (verdict.state.watchChanged) this.#volumes = undefined;
-		}
+		for (const verdict of await this.#volumes.judge(collected)) await this.#conclude(verdict, act);
 		this.#chronicle.note(list);
+	}
+
+	/** What the guest wrote since the last time; undefined, and the volumes forgotten, where nothing may be concluded from that. */
+	async #collect(): Promise<Collected | undefined> {
+		const { plane } = this.#disk;
+		const collected = await plane.ask("collect");
+		if (!collected.lost && !(collected.identityTouched && !(await this.#volumes?.isStillTheSame()))) return collected;
+		for (const view of collected.views) if (view !== undefined) await plane.ask("releaseView", view.id);
+		this.#volumes = undefined;
+		return undefined;
+	}
+
+	async #conclude(verdict: Verdict, act: (verdict: Verdict) => Promise<void>): Promise<void> {
+		try {
+			await act(verdict);
+		} finally {
+			await this.#keepPoint(verdict);
+		}
+		if (verdict.state.watchChanged) this.#volumes = undefined;
+	}
+
+	// ---- Freezing -----------------------------------------------------------------------------------------
+
+	/** True where a freeze of the guest would let something go that nothing else can. */
+	get wantsFreeze(): boolean {
+		return this.#volumes?.wantsFreeze?.() ?? false;
+	}
+
+	/** Before a freeze is asked for; undefined where nothing is known of the volumes. Rounds must not run until it is judged. */
+	async prepareFreeze(): Promise<FreezePoint | undefined> {
+		const { plane } = this.#disk;
+		return this.#volumes === undefined ? undefined : new FreezePoint(plane, (await plane.ask("status")).position);
+	}
+
+	/** After the thaw: drops what the point proves. Returns the ids of volumes that were written while they should have been frozen. */
+	async judgeFrozen(point: FreezePoint): Promise<readonly string[]> {
+		const collected = await this.#collect();
+		const judged = collected && (await this.#volumes?.judgeFrozen?.(point, collected));
+		if (judged === undefined) {
+			await point.release();
+			return [];
+		}
+		for (const verdict of judged.verdicts) await this.#conclude(verdict, (each) => this.#act(each));
+		this.#chronicle.note(this.#volumes?.list ?? []);
+		return judged.refused;
 	}
 
 	async #act({ volume, view, state }: Verdict): Promise<void> {
@@ -294,7 +416,7 @@ export class Cleaner {
 		guestEntries: number,
 	): Promise<void> {
 		const free = this.#candidates(volume, changed);
-		this.#changedThrough = Math.max(this.#changedThrough, guestEntries);
+		this.#noteChanged(guestEntries);
 		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, settledBefore(state));
 		this.#young.set(volume, waiting);
 		this.counters.droppedBytes += droppedBytes;
@@ -303,6 +425,7 @@ export class Cleaner {
 	#countReading(state: LiveState): void {
 		const { counters } = this;
 		counters.metadataBytesRead += state.metadataBytesRead;
+		if (this.#isGentle) this.#disk.limit?.spend(state.metadataBytesRead);
 		if (state.metadataBytesRead === 0) return;
 		counters.metadataBytesLastPass = state.metadataBytesRead;
 		if (state.kind === "ready") counters.groupsLastPass = state.groupsRead;
@@ -336,7 +459,7 @@ export class Cleaner {
 		const urgent = isUrgent(status);
 		const view = await plane.ask("takeView");
 		try {
-			const sealed = (await plane.ask("segments")).filter(
+			const sealed = (await plane.ask("oldestSegments", LOOKED_AT)).filter(
 				({ state, endPosition }) => state === "sealed" && endPosition <= view.position,
 			);
 			this.#remember(sealed);
@@ -347,22 +470,18 @@ export class Cleaner {
 			if (due.length === 0) return;
 			await makeDurable(plane, view);
 			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flatMap(({ young }) => young));
+			if (!urgent && !everything) this.#beGentle();
 			for (const segment of due) {
-				const started = this.#world.now();
-				const { movedBytes, keptBlocks, zeroedBlocks } = await this.#mover.moveSegment(segment, view, keep);
-				// A zeroed block may have been written and zeroed again by now.
-				const through = zeroedBlocks > 0 ? (await plane.ask("status")).guestEntries : segment.endGuestEntries;
-				this.#changedThrough = Math.max(this.#changedThrough, through);
+				const wasGentle = this.#isGentle;
+				const { movedBytes, keptBlocks } = await this.#mover.moveSegment(segment, view, keep);
+				this.#noteChanged(segment.endGuestEntries);
 				this.counters.movedBytes += movedBytes;
 				if (keptBlocks === 0) this.#emptied.add(segment.sequence);
 				// Later segments can't be freed before this one.
 				if (keptBlocks > 0) break;
-				if (movedBytes === 0 || urgent || everything) continue;
-				const after = await plane.ask("status");
-				const now = this.#world.now();
-				this.#pace.measure(after, now);
-				const rest = this.#pace.restAfter(segment.bytes, now - started, status, after);
-				if (rest > 0 && !(await this.#disk.rest(rest))) break;
+				if (movedBytes === 0 || !wasGentle) continue;
+				if (this.#isGentle) await this.#breathe(segment.bytes - movedBytes);
+				if (!this.#isGentle) break;
 			}
 		} finally {
 			await plane.ask("releaseView", view.id);
@@ -380,6 +499,15 @@ export class Cleaner {
 	#isDue(segment: SegmentInfo, status: PlaneStatus): boolean {
 		if (segment.liveSlots === 0 || status.usedBytes > EAGER_SHARE * status.limitBytes) return true;
 		return this.#pace.isQuiet && this.#world.now() - this.#firstSeen.get(segment.sequence)! >= SETTLE_MS;
+	}
+
+	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
+	get #changedThrough(): number {
+		return Math.max(this.#movedThrough, this.#dropper.forgottenThrough);
+	}
+
+	#noteChanged(guestEntries: number): void {
+		this.#movedThrough = Math.max(this.#movedThrough, guestEntries);
 	}
 
 	// ---- Folding ------------------------------------------------------------------------------------------
@@ -412,6 +540,7 @@ export class Cleaner {
 		const target = await this.#foldTarget(now);
 		if (target === undefined) return;
 		const { view, unused } = target;
+		this.#beGentle();
 		try {
 			await makeDurable(plane, view);
 			if ((await this.foldView(view, unused)) === undefined) return;
@@ -451,7 +580,7 @@ export class Cleaner {
 		assert(view.guestEntries >= this.#changedThrough, "a view is folded over newer content");
 		const { second, closing } = this.#disk;
 		// From the first block on: a fold that fails halfway leaves the second image newer than any older view.
-		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		this.#noteChanged(view.guestEntries);
 		const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused, signal: closing });
 		this.counters.movedBytes += moved ?? 0;
 		return moved;
@@ -466,7 +595,7 @@ export class Cleaner {
 
 	/** Gives up blocks that the guest map of a resting disk proves unused, where they still are as `view` shows them. Returns how many. */
 	async giveUp(runs: readonly BlockRun[], view: ViewHandle): Promise<number> {
-		this.#changedThrough = Math.max(this.#changedThrough, view.guestEntries);
+		this.#noteChanged(view.guestEntries);
 		return (await this.#dropper.giveUp(view, runs)) / BLOCK_SIZE;
 	}
 
@@ -486,16 +615,11 @@ export class Cleaner {
 
 	/** Gives free segments' space back, but for what the guest will soon need, until a rest is due. */
 	async #punchFree(): Promise<void> {
-		const { plane, rest } = this.#disk;
+		this.#beGentle();
 		for (;;) {
-			const started = this.#world.now();
-			const before = await plane.ask("status");
 			const bytes = await this.#punchSome(this.#pace.warmBytes);
-			if (bytes === 0) return;
-			const milliseconds = this.#pace.restAfter(bytes, this.#world.now() - started, before, await plane.ask("status"));
-			if (milliseconds === 0) continue;
-			await rest(milliseconds);
-			return;
+			if (bytes === 0 || (await this.#breathe(bytes))) return;
+			this.#beGentle();
 		}
 	}
 

@@ -8,7 +8,7 @@
 // E3 and L5 in the data plane's `dropped` (unchanged since the view), E4 and L4 by `isDurable`, L8 in `wholeBlocks`.
 
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
-import { unpackLocated } from "../../adapters/plane/located.ts";
+import { LOCATED_AT_ONCE, unpackLocated } from "../../adapters/plane/located.ts";
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
@@ -21,8 +21,6 @@ import type { SecondWriter } from "./second-writer.ts";
 
 /** Runs handed to the data plane at once: bounds how long the guest waits for it. */
 const RUNS_PER_CALL = 4096;
-/** Blocks looked up in one call: 256 MiB of the disk. */
-const LOCATED_AT_ONCE = 65_536;
 /** Young runs that are remembered one by one: bounds memory, however a file system's free blocks lie. */
 const YOUNG_RUNS_MAX = 1 << 18;
 
@@ -44,6 +42,11 @@ export class Dropper {
 	/** Dropped blocks may be wanted back: they are punched later, with their segment. */
 	quarantined = false;
 	youngRunsMax = YOUNG_RUNS_MAX;
+	/**
+	 * In guest entries: of zeros up to here, the first image may have forgotten some that were punched. A block may have been
+	 * written and trimmed again meanwhile, and the punch stands for the later zeros, too.
+	 */
+	forgottenThrough = 0;
 
 	/** @param held which parts of the second image take space; by default it is asked itself */
 	constructor(
@@ -132,7 +135,7 @@ export class Dropper {
 	/** Frees blocks that read as zeros in the second image, and then takes their mark off the first. */
 	async punch(runs: readonly BlockRun[]): Promise<void> {
 		await this.clear(runs);
-		if (runs.length > 0) await this.#plane.ask("punched", packRuns(runs));
+		if (runs.length > 0) this.forgottenThrough = await this.#plane.ask("punched", packRuns(runs));
 	}
 
 	/** Frees blocks that read as zeros in the second image; they stay marked in the first, where `undo` looks for them. */

@@ -11,7 +11,7 @@
 // the view was moved or punched before: a power cut could otherwise take back the log's newer content, and show the
 // fold's (docs/live-safety.md, "Earlier states").
 
-import { unpackLocated } from "../../adapters/plane/located.ts";
+import { LOCATED_AT_ONCE, unpackLocated } from "../../adapters/plane/located.ts";
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { LastWritten } from "../../core/cleaner/last-written.ts";
 import { type LiveRun, partOf, unpackLiveRuns } from "../../core/cleaner/plan.ts";
@@ -21,8 +21,6 @@ import { BLOCK_SIZE, byteOffset } from "../../foundations/units.ts";
 import type { Dropper } from "./dropper.ts";
 import type { SecondWriter } from "./second-writer.ts";
 
-/** Blocks looked up in one call: 256 MiB of the disk. */
-const BLOCKS_AT_ONCE = 65_536;
 /** Blocks copied before they are made durable: 8 MiB. */
 const COPIED_AT_ONCE = 2048;
 
@@ -55,8 +53,8 @@ export class Fold {
 		let moved = 0;
 		let batch: LiveRun[] = [];
 		let batchBlocks = 0;
-		for (let block = 0; block < blocks; block += BLOCKS_AT_ONCE) {
-			const count = Math.min(BLOCKS_AT_ONCE, blocks - block);
+		for (let block = 0; block < blocks; block += LOCATED_AT_ONCE) {
+			const count = Math.min(LOCATED_AT_ONCE, blocks - block);
 			const located = await this.#plane.ask("locateLogged", { view: view.id, block, count });
 			const zeros: BlockRun[] = [];
 			for (const { value, at, ...run } of unpackLocated(located)) {

@@ -23,8 +23,6 @@ export interface SegmentOutcome {
 	readonly movedBytes: number;
 	/** Blocks left in it on purpose: unused, but too young to be dropped. */
 	readonly keptBlocks: number;
-	/** Blocks of its zeroed ranges that were punched; the guest may have zeroed them again since. */
-	readonly zeroedBlocks: number;
 }
 
 export class Mover {
@@ -50,9 +48,8 @@ export class Mover {
 		// Noted first: a bound that is too new only makes the dropper wait.
 		for (const run of used) this.#lastWritten.moved(run, segment.endPosition);
 		const movedBytes = (await this.#writer.move(used, view)) * BLOCK_SIZE;
-		const zeroed = unpackRuns(await this.#plane.ask("zeroRuns", segment.sequence));
-		await this.#dropper.punch(zeroed);
-		return { movedBytes, keptBlocks: blocksIn(live) - blocksIn(used), zeroedBlocks: blocksIn(zeroed) };
+		await this.#dropper.punch(unpackRuns(await this.#plane.ask("zeroRuns", segment.sequence)));
+		return { movedBytes, keptBlocks: blocksIn(live) - blocksIn(used) };
 	}
 
 	async #liveRuns({ sequence }: SegmentInfo): Promise<LiveRun[]> {

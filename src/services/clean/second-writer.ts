@@ -10,7 +10,16 @@
 import type { SecondImage } from "../../adapters/images/second-image.ts";
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import { type LiveRun, packLiveRuns, partOf, planCopies } from "../../core/cleaner/plan.ts";
-import { appendRun, type BlockRun, batchesOf, blockRun, packRuns, unpackRuns } from "../../core/cleaner/runs.ts";
+import {
+	appendRun,
+	type BatchLimits,
+	type BlockRun,
+	batchesOf,
+	blockRun,
+	blocksIn,
+	packRuns,
+	unpackRuns,
+} from "../../core/cleaner/runs.ts";
 import { concatBytes } from "../../foundations/bytes.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
@@ -20,9 +29,10 @@ import { forgetSums } from "./forget-sums.ts";
 /** Blocks that are kept for a snapshot in one call to the data plane: bounds memory and how long the guest waits. */
 const KEPT_AT_ONCE = { blocks: 256 };
 /** Blocks whose checksums are noted in one call, with the same aim, and those that are moved. */
-const NOTED_AT_ONCE = { blocks: 1024, runs: 128 };
-const MOVED_AT_ONCE = { blocks: 1024, runs: 256 };
+const NOTED_AT_ONCE = { blocks: 256, runs: 64 };
+const MOVED_AT_ONCE = { blocks: 256, runs: 128 };
 const REFUSALS_MAX = 3;
+const ALL: BatchLimits = { blocks: Number.POSITIVE_INFINITY };
 
 export interface SecondWriterParts {
 	readonly plane: PlanePort;
@@ -34,6 +44,10 @@ export interface SecondWriterParts {
 	readonly onLost: (snapshot: string, blocks: readonly number[]) => Promise<void>;
 	/** Resolves once it is durably noted that the second image doesn't stand by itself any more. */
 	readonly beforeChange: () => Promise<void>;
+	/** How much is copied between two calls of `onCopied`; all at once where not given. */
+	readonly piece?: () => BatchLimits;
+	/** So many bytes were copied: the place to let the guest through. */
+	readonly onCopied?: (bytes: number) => Promise<void>;
 }
 
 export class SecondWriter {
@@ -53,7 +67,10 @@ export class SecondWriter {
 		if (runs.length === 0) return 0;
 		const { plane, firstFd, second } = this.#parts;
 		await this.#prepare(runs);
-		await second.copyFrom(firstFd, planCopies(runs));
+		for (const piece of batchesOf(runs, this.#parts.piece?.() ?? ALL, partOf)) {
+			await second.copyFrom(firstFd, planCopies(piece));
+			await this.#parts.onCopied?.(blocksIn(piece) * BLOCK_SIZE);
+		}
 		await Promise.all([second.flush(), this.#noteCopied(runs)]);
 		let moved = 0;
 		for (const some of batchesOf(runs, MOVED_AT_ONCE, partOf))
@@ -139,5 +156,6 @@ export class SecondWriter {
 		// Cleaning must go on: the storage has destroyed them, not what is written over them now.
 		if (lost.length > 0) await this.#parts.onLost(name, lost);
 		await plane.ask("keep", { name, runs: packRuns(runs), bytes: concatBytes(pieces), zeros: packRuns(zeros) });
+		await this.#parts.onCopied?.(blocksIn(runs) * BLOCK_SIZE);
 	}
 }

@@ -7,7 +7,7 @@
 
 import type { Evidence, LiveState, LiveVolume, WaitsFor } from "../../core/filesystems/live.ts";
 import { formatBytes, type LogPosition, logPosition } from "../../foundations/units.ts";
-import type { ServedVolume } from "./volumes.ts";
+import { needsFreeze, type ServedVolume } from "./volumes.ts";
 
 /** A point at which a volume was judged. */
 export interface JudgedPoint {
@@ -34,6 +34,10 @@ export interface VolumeStatus {
 	readonly waitsFor: "nothing" | "young" | WaitsFor;
 	/** The same for people; null for `nothing`. */
 	readonly waiting: string | null;
+	/** Only a freeze point can let what was deleted since go, as long as it is mounted. */
+	readonly needsFreeze: boolean;
+	/** When the newest freeze point proved what was free, ISO 8601; null for none. */
+	readonly frozenAt: string | null;
 	/** Why nothing is dropped; null where something may be. */
 	readonly reason: string | null;
 }
@@ -52,6 +56,8 @@ export function volumeStatus(volume: ServedVolume, pendingBytes: number, lastPoi
 		pendingBytes,
 		waitsFor,
 		waiting,
+		needsFreeze: needsFreeze(volume),
+		frozenAt: volume.frozenAt ?? null,
 		reason: volume.reason ?? null,
 	};
 }
@@ -80,6 +86,11 @@ function waitingOf(volume: ServedVolume, pendingBytes: number): [VolumeStatus["w
 		const waitsFor = waitsForOf(verdict);
 		return [waitsFor, `nothing is dropped: ${withoutStop(verdict.reason)}${adviceFor(waitsFor, type)}`];
 	}
+	if (needsFreeze(volume))
+		return [
+			"rest",
+			"what was deleted since its last freeze or unmount waits for the next one; see vmsweep serve --qga",
+		];
 	if (pendingBytes === 0) return ["nothing", null];
 	const evidence = live.evidenceFor?.(verdict.position);
 	return ["young", `${formatBytes(pendingBytes)} free but young: ${neededWords(evidence)}`];

@@ -14,14 +14,15 @@
 
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/plane/watch.ts";
-import type { LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
+import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
 import type { Area } from "../../core/volumes/areas.ts";
 import { cutOut, inDiskOrder, piecesOf, placeInVolume } from "../../core/volumes/pieces.ts";
 import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
-import { type ByteCount, byteOffset, type LogPosition } from "../../foundations/units.ts";
+import { type ByteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
 import { contentOf, type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
+import type { FreezePoint } from "./freeze-point.ts";
 import { liveRules } from "./live-rules.ts";
 import type { PhysicalVolumes } from "./physical-volumes.ts";
 
@@ -29,6 +30,11 @@ import type { PhysicalVolumes } from "./physical-volumes.ts";
 const IDENTIFY_ROUNDS_MAX = 5;
 /** Runs of the disk that are watched for one volume; a journal in very small stripes would need more. */
 const WATCHED_RUNS_MAX = 1 << 16;
+
+/** Reading all of a volume's metadata for a verdict may take this share of the time, at most. */
+const LOOK_SHARE = 1 / 20;
+
+const ALL = logPosition(Number.POSITIVE_INFINITY);
 
 /** One volume of the served disk. */
 export interface ServedVolume {
@@ -52,6 +58,12 @@ export interface ServedVolume {
 	lastWrite: number;
 	/** The last write when a clean unmount was last looked for; undefined before the first look. */
 	lookedAt: number | undefined;
+	/** Not before this moment of `performance.now()` all of its metadata is read again on a mere chance. */
+	nextLook?: number;
+	/** Through which position all that was free could go at once: unmounted, or frozen. Absent before the first time. */
+	wholeAt?: number;
+	/** When the newest freeze point was that proved something, ISO 8601. */
+	frozenAt?: string;
 }
 
 /** A verdict with the view that it was reached in; the view must be released. */
@@ -124,48 +136,134 @@ export class Volumes {
 		const verdicts: Verdict[] = [];
 		for (const [index, volume] of this.list.entries()) {
 			if (volume.live === undefined) continue;
+			// Such a volume may not be judged for long; its notices must not pile up until then.
+			if (volume.live.viewPoints === "none") await volume.live.observe(takeWritesUpTo(volume, ALL));
 			const point = collected.views[index];
 			const lastWrite = collected.lastWrite[index] ?? -1;
 			const verdict =
 				point !== undefined ? await this.#judgeAt(volume, point) : await this.#judgeQuiet(volume, index, lastWrite);
+			volume.lastWrite = lastWrite;
 			if (verdict !== undefined) verdicts.push(verdict);
 		}
 		return verdicts;
 	}
 
 	/** Judges a view at one of the volume's view points. */
-	async #judgeAt(volume: ServedVolume, view: ViewHandle): Promise<Verdict> {
+	async #judgeAt(volume: ServedVolume, view: ViewHandle): Promise<Verdict | undefined> {
 		const live = volume.live!;
 		await live.observe(takeWritesUpTo(volume, view.position));
-		const state = await live.advance(volume.contentOf(this.#readView(view)), view.position);
-		return this.#conclude(volume, view, state);
+		const state = mayLook(volume)
+			? await timed(volume, () => live.advance(this.#contentOf(volume, view), view.position))
+			: undefined;
+		if (state !== undefined && !(live.readsAll === true && state.kind === "keep" && keepsItsVerdict(volume)))
+			return this.#conclude(volume, view, state);
+		await this.#plane.ask("releaseView", view.id);
+		return undefined;
 	}
 
 	/** Without new commits: once the volume has come to rest, was it unmounted cleanly? Asked once per rest. */
 	async #judgeQuiet(volume: ServedVolume, index: number, lastWrite: number): Promise<Verdict | undefined> {
-		const rested = lastWrite === volume.lastWrite;
-		volume.lastWrite = lastWrite;
-		if (!rested || volume.lookedAt === lastWrite) return undefined;
+		if (lastWrite !== volume.lastWrite || volume.lookedAt === lastWrite || !mayLook(volume)) return undefined;
+		// Whoever writes just now may have mounted it by the time of the view.
 		const view = await this.#plane.ask("takeViewAtRest", { volume: index, lastWrite });
 		if (view === undefined) return undefined;
+		const state = await this.#advanceClean(volume, view, lastWrite);
+		if (state.kind === "keep" && keepsItsVerdict(volume)) {
+			await this.#plane.ask("releaseView", view.id);
+			return undefined;
+		}
+		if (state.kind === "ready" && state.settled >= view.position) volume.wholeAt = view.position;
+		return this.#conclude(volume, view, state);
+	}
+
+	async #advanceClean(volume: ServedVolume, view: ViewHandle, lastWrite: number): Promise<LiveState> {
 		volume.lookedAt = lastWrite;
 		const live = volume.live!;
 		await live.observe(takeWritesUpTo(volume, view.position));
 		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
-		const state = await live.advanceClean(volume.contentOf(this.#readView(view)), view.position, end);
-		// A mounted volume that merely rests keeps the verdict that its commits gave.
-		const before = volume.verdict;
-		if (state.kind === "keep" && before?.kind === "ready" && Number.isFinite(before.settled)) {
-			await this.#plane.ask("releaseView", view.id);
-			return undefined;
+		return await timed(volume, () => live.advanceClean(this.#contentOf(volume, view), view.position, end));
+	}
+
+	/** True where a freeze would let something go that nothing else can: a volume was written since it last rested for sure. */
+	wantsFreeze(): boolean {
+		return this.list.some(needsFreeze);
+	}
+
+	/**
+	 * Judges the views of a freeze point, which are used up, in the midst of what was collected after it. Returns what was
+	 * proved, and the ids of volumes that were written while they should have been frozen.
+	 */
+	async judgeFrozen(point: FreezePoint, collected: Collected): Promise<{ verdicts: Verdict[]; refused: string[] }> {
+		for (const notice of collected.notices) this.list[notice.volume]?.waiting.push(notice);
+		const verdicts: Verdict[] = [];
+		const refused: string[] = [];
+		for (const [index, volume] of this.list.entries()) {
+			const marked = collected.views[index];
+			const frozen = point.views[index];
+			const judgeMarked = async (): Promise<void> => {
+				const verdict = marked && (await this.#judgeAt(volume, marked));
+				if (verdict !== undefined) verdicts.push(verdict);
+			};
+			// Views are judged in their order: a commit may lie before the freeze, or behind the thaw.
+			const isBefore = marked !== undefined && frozen !== undefined && marked.position <= frozen.position;
+			if (isBefore) await judgeMarked();
+			if (frozen !== undefined) {
+				const moment = point.momentOf(index);
+				if (moment === undefined) refused.push(volume.id);
+				const verdict = moment && (await this.#judgeFrozen(volume, frozen, moment));
+				if (verdict === undefined) await this.#plane.ask("releaseView", frozen.id);
+				else verdicts.push(verdict);
+			}
+			if (!isBefore) await judgeMarked();
+		}
+		point.views = [];
+		return { verdicts, refused };
+	}
+
+	async #judgeFrozen(volume: ServedVolume, view: ViewHandle, moment: FrozenMoment): Promise<Verdict | undefined> {
+		const { live } = volume;
+		if (live?.advanceFrozen === undefined) return undefined;
+		await live.observe(takeWritesUpTo(volume, view.position));
+		const state = await live.advanceFrozen(this.#contentOf(volume, view), view.position, moment);
+		if (state.kind === "keep" && keepsItsVerdict(volume)) return undefined;
+		if (state.kind === "ready") {
+			volume.wholeAt = view.position;
+			volume.frozenAt = new Date().toISOString();
 		}
 		return this.#conclude(volume, view, state);
+	}
+
+	#contentOf(volume: ServedVolume, view: ViewHandle): ByteSource {
+		return volume.contentOf(this.#readView(view));
 	}
 
 	#conclude(volume: ServedVolume, view: ViewHandle, state: LiveState): Verdict {
 		volume.verdict = state;
 		volume.reason = state.kind === "keep" ? state.reason : undefined;
 		return { volume, view, state };
+	}
+}
+
+/** A mounted volume that merely rests keeps the verdict that its commits or a freeze gave. */
+const keepsItsVerdict = ({ verdict }: ServedVolume): boolean =>
+	verdict?.kind === "ready" && Number.isFinite(verdict.settled);
+
+/** True of a volume that nothing but a freeze proves anything of while it is mounted, and that was written since the last one. */
+export const needsFreeze = ({ live, lastWrite, wholeAt = -1 }: ServedVolume): boolean =>
+	live?.gainsByFreeze === true && lastWrite > wholeAt;
+
+/** False as long as the volume was read whole a short while ago. */
+const mayLook = ({ live, nextLook = 0 }: ServedVolume): boolean =>
+	live?.readsAll !== true || performance.now() >= nextLook;
+
+/** Notes how long a look took, and so when the next one may be. */
+async function timed(volume: ServedVolume, look: () => Promise<LiveState>): Promise<LiveState> {
+	const began = performance.now();
+	try {
+		return await look();
+	} finally {
+		const ended = performance.now();
+		volume.nextLook = ended + (ended - began) / LOOK_SHARE;
 	}
 }
 

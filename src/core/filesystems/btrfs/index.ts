@@ -30,11 +30,19 @@ import { TreeReader } from "./tree.ts";
  * Maps a volume, or returns null where it has no btrfs superblock. A volume that cannot be believed comes back with
  * `kept` set. Throws only what the source throws (IO, READ_BUDGET).
  */
-export async function readBtrfs(volume: ByteSource): Promise<FileSystemMap | null> {
+export const readBtrfs = (volume: ByteSource): Promise<FileSystemMap | null> => read(volume, false);
+
+/**
+ * The same of a volume that may be mounted: what its newest commit uses, without what files that were synced since, and the
+ * log trees for them, have taken of the free space. Of use only to who knows what was written when.
+ */
+export const readCommittedBtrfs = (volume: ByteSource): Promise<FileSystemMap | null> => read(volume, true);
+
+async function read(volume: ByteSource, withLog: boolean): Promise<FileSystemMap | null> {
 	const raw = await readSuperblock(volume);
 	if (raw === null) return null;
 	try {
-		return await readSpace(volume, await openVolume(volume, raw));
+		return await readSpace(volume, await openVolume(volume, raw, withLog));
 	} catch (error) {
 		const why = reasonToKeep(error);
 		if (why === null) throw error;

@@ -85,10 +85,11 @@ export function identify(raw: Uint8Array): Identity {
 }
 
 /**
- * Checks the first superblock and its copies against the rules of the format and the volume's size.
+ * Checks the first superblock and its copies against the rules of the format and the volume's size. `withLog`: what only
+ * the log trees refer to need not be known.
  * Throws VOLUME_UNSUPPORTED or VOLUME_DAMAGED.
  */
-export async function openVolume(volume: ByteSource, raw: Uint8Array): Promise<Geometry> {
+export async function openVolume(volume: ByteSource, raw: Uint8Array, withLog = false): Promise<Geometry> {
 	const record = SuperBlock.at(viewOf(raw));
 	const checksumFits = blockCheck(record.checksumType);
 	if (!checksumFits(raw)) throw damaged("its superblock's checksum is wrong; run btrfs rescue super-recover");
@@ -101,7 +102,7 @@ export async function openVolume(volume: ByteSource, raw: Uint8Array): Promise<G
 	});
 	if (record.numDevices !== 1) throw unsupported(`it spans ${record.numDevices} devices; only one is supported`);
 	// Extents and blocks that only the log trees refer to are in no allocation tree until the next mount.
-	if (record.logRoot !== 0)
+	if (record.logRoot !== 0 && !withLog)
 		throw unsupported("it holds a log of the last fsyncs before a crash; mount and unmount it, then try again");
 
 	const { sectorSize, nodeSize } = record;

@@ -24,6 +24,7 @@ import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../..
 import type {
 	Evidence,
 	FileSystemBlock,
+	FrozenMoment,
 	LiveState,
 	LiveVolume,
 	MetadataWrite,
@@ -57,7 +58,6 @@ export interface Ext4LiveOptions {
 const MAX_WRITE_BYTES = 32 << 20;
 
 export class Ext4LiveVolume implements LiveVolume {
-	readonly viewPoints: ViewPoints = "marked";
 	readonly #required: number;
 	readonly #countBy: "records" | "tid";
 	readonly #budget: ByteCount;
@@ -122,6 +122,13 @@ export class Ext4LiveVolume implements LiveVolume {
 	}
 	get state(): VolumeState {
 		return this.#identity === null ? "unknown" : this.#identity.clean ? "clean" : "dirty";
+	}
+	/** Without a journal no commit is ever seen. */
+	get viewPoints(): ViewPoints {
+		return this.#chain === null ? "none" : "marked";
+	}
+	get gainsByFreeze(): boolean {
+		return this.#chain === null;
 	}
 	get incarnation(): number {
 		return this.#earlierIncarnations + (this.#chain?.incarnation ?? 0);
@@ -360,7 +367,21 @@ export class Ext4LiveVolume implements LiveVolume {
 		return sorted;
 	}
 
-	async advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState> {
+	advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState> {
+		return this.#judgeAtRest(view, at, lastWrite, logPosition(Number.POSITIVE_INFINITY));
+	}
+
+	/** A freeze empties the journal and writes the superblock last, without the mark of a mount: as an unmount does. */
+	advanceFrozen(view: ByteSource, at: LogPosition, { lastWrite }: FrozenMoment): Promise<LiveState> {
+		return this.#judgeAtRest(view, at, lastWrite, at);
+	}
+
+	async #judgeAtRest(
+		view: ByteSource,
+		at: LogPosition,
+		lastWrite: LogPosition | null,
+		settled: LogPosition,
+	): Promise<LiveState> {
 		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
 		const source = metered(view, this.#budget);
 		return await this.#guarded(source, at, async () => {
@@ -385,7 +406,7 @@ export class Ext4LiveVolume implements LiveVolume {
 			this.#allocation = await readAllocation(recovered);
 			const groups = allGroups(recovered.geometry);
 			for (const group of groups) this.#unreported.add(group);
-			return this.#ready(source, at, logPosition(Number.POSITIVE_INFINITY), groups.length);
+			return this.#ready(source, at, settled, groups.length);
 		});
 	}
 

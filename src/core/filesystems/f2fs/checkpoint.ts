@@ -88,13 +88,13 @@ export async function wasSyncedSince(volume: ByteSource, geometry: Geometry, { r
 }
 
 /** Throws VOLUME_UNSUPPORTED unless the checkpoint's tables are the whole truth about the volume. */
-export function checkState(pack: Pack, syncedSince: boolean): void {
+export function checkState(pack: Pack, syncedSince: boolean, mustBeUnmounted: boolean): void {
 	if (hasFlag(pack, CheckpointFlag.error) || hasFlag(pack, CheckpointFlag.needsCheck))
 		throw unsupported("it recorded errors; run fsck.f2fs");
 	if (hasFlag(pack, CheckpointFlag.resizing)) throw unsupported("it is being resized; let that finish, then try again");
 	if (hasFlag(pack, CheckpointFlag.disabled) || hasFlag(pack, CheckpointFlag.disabledQuick))
 		throw unsupported("its checkpoints are switched off; mount it with checkpoint=enable, then try again");
-	if (!isUnmounted(pack))
+	if (mustBeUnmounted && !isUnmounted(pack))
 		throw unsupported(
 			"it was not unmounted, and files may have been synced since its last checkpoint; mount and unmount it, then try again",
 		);

@@ -6,7 +6,7 @@
 // Free is what no valid bit stands for in the main area of a volume that was unmounted cleanly. Everything in front of
 // the main area is metadata and kept, used or not; so is what lies behind it.
 
-import type { FileSystemMap, VolumeState } from "../../../foundations/guest-map.ts";
+import type { FileSystemMap, FileSystemReader, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
 import { keptWhole, reasonToKeep } from "../kept-volume.ts";
@@ -20,7 +20,12 @@ import { type Geometry, identify, openVolume, readSuperblocks } from "./open.ts"
  * Maps a volume, or returns null where it has no F2FS superblock. A volume that cannot be believed comes back with
  * `kept` set. Throws only what the source throws (IO, READ_BUDGET).
  */
-export async function readF2fs(volume: ByteSource): Promise<FileSystemMap | null> {
+export const readF2fs: FileSystemReader = (volume) => readSpace(volume, true);
+
+/** The same of a volume that is known to be frozen: its newest checkpoint is the whole truth, whether it says "unmounted" or not. */
+export const readFrozenF2fs: FileSystemReader = (volume) => readSpace(volume, false);
+
+async function readSpace(volume: ByteSource, mustBeUnmounted: boolean): Promise<FileSystemMap | null> {
 	const superblocks = await readSuperblocks(volume);
 	if (superblocks === null) return null;
 	let state: VolumeState = "unknown";
@@ -29,7 +34,7 @@ export async function readF2fs(volume: ByteSource): Promise<FileSystemMap | null
 		const pack = await readCheckpoint(volume, geometry);
 		const syncedSince = await wasSyncedSince(volume, geometry, pack);
 		state = isUnmounted(pack) && !syncedSince ? "clean" : "dirty";
-		checkState(pack, syncedSince);
+		checkState(pack, syncedSince, mustBeUnmounted);
 		return describe(geometry, await readSegments(volume, geometry, pack));
 	} catch (error) {
 		const why = reasonToKeep(error);

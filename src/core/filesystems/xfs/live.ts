@@ -21,7 +21,7 @@ import { metered, readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
-import type { LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "../live.ts";
+import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "../live.ts";
 import { findSignatures, signatureRanges, signatureWatcher } from "../signatures.ts";
 import type { EvidenceWanted } from "./evidence.ts";
 import { Allocation, allGroups } from "./groups.ts";
@@ -73,6 +73,8 @@ export class XfsLiveVolume implements LiveVolume {
 	#lastLogWrite: { readonly from: number; readonly to: number; readonly end: LogPosition } | null = null;
 	#observed: LogPosition | null = null;
 	#isReady = false;
+	/** It was looked at in rest, and wasn't written since. */
+	#isResting = false;
 	#watch: readonly WatchRange[];
 	#watchChanged = false;
 
@@ -108,6 +110,10 @@ export class XfsLiveVolume implements LiveVolume {
 	}
 	get commits(): number {
 		return this.#chain?.evidence.commits ?? 0;
+	}
+	/** What the last commits before a rest gave up waits for ever. */
+	get gainsByFreeze(): boolean {
+		return this.#isResting && this.#geometry.version === 5;
 	}
 	watch(): readonly WatchRange[] {
 		this.#watchChanged = false;
@@ -208,6 +214,7 @@ export class XfsLiveVolume implements LiveVolume {
 
 	async advance(view: ByteSource, at: LogPosition): Promise<LiveState> {
 		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
+		this.#isResting = false;
 		const source = metered(view, this.#budget);
 		return await this.#guarded(source, at, () => this.#judge(source, at));
 	}
@@ -311,6 +318,7 @@ export class XfsLiveVolume implements LiveVolume {
 		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
 		const source = metered(view, this.#budget);
 		return await this.#guarded(source, at, async () => {
+			this.#isResting = true;
 			await this.#checkSignatures(source);
 			const { geometry, log, ends } = await this.#readEnds(source);
 			const isClean = ends.clean && !ends.mountedSince;
@@ -338,6 +346,34 @@ export class XfsLiveVolume implements LiveVolume {
 			this.#allocation = allocation;
 			for (const group of allGroups(geometry)) this.#unreported.add(group);
 			return this.#ready(source, at, logPosition(Number.POSITIVE_INFINITY), geometry.agCount);
+		});
+	}
+
+	/**
+	 * A freeze writes home all that the log has, and then a last record that changes nothing but the superblock (`xfs_log_quiesce`):
+	 * replaying the log changes no free space, and something was logged since the freeze was asked for.
+	 */
+	async advanceFrozen(view: ByteSource, at: LogPosition, { asked, lastWrite }: FrozenMoment): Promise<LiveState> {
+		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
+		const source = metered(view, this.#budget);
+		return await this.#guarded(source, at, async () => {
+			const logged = this.#lastLogWrite?.end ?? 0;
+			if (lastWrite === null || lastWrite <= asked || logged <= asked)
+				return this.#keep(
+					source,
+					at,
+					"the guest's agent says that it is frozen, but nothing on the disk shows it",
+					true,
+				);
+			await this.#checkSignatures(source);
+			const { geometry, log, ends } = await this.#readEnds(source);
+			const overlay = geometry.version === 4 ? null : (await LogChain.anchor(source, geometry, log, ends)).overlay();
+			// Version 4 doesn't tell what is home: its log is believed only where nothing is to be replayed.
+			if (overlay === null || [...overlay.keys()].some((place) => place !== 0))
+				return this.#keep(source, at, "the guest's agent says that it is frozen, but its log is in use", true);
+			this.#allocation = await this.#readAll(new MetadataView(source, overlay), geometry, ends);
+			for (const group of allGroups(geometry)) this.#unreported.add(group);
+			return this.#ready(source, at, at, geometry.agCount);
 		});
 	}
 

@@ -12,12 +12,12 @@
 // All steps write what is to stand there, not differences: a step that failed for lack of space is done again.
 
 import { assert, VmsweepError } from "../../../foundations/errors.ts";
-import { viewOf } from "../../../foundations/struct.ts";
+import { bytesOf, viewOf } from "../../../foundations/struct.ts";
 import { byteCount, byteOffset, divCeil, divFloor, roundUp } from "../../../foundations/units.ts";
 import type { WritableImageFile } from "../image-file.ts";
 import type { Qcow2Header } from "./header.ts";
 import { ENTRY_BYTES, HeaderV2, REFCOUNT_TABLE_BYTES_MAX } from "./layout.ts";
-import { type ClusterCounts, Holds, type RefcountBlocks, SATURATED, writeSectors } from "./refcounts.ts";
+import { CLUSTERS_MAX, type ClusterCounts, Holds, type RefcountBlocks, SATURATED, writeSectors } from "./refcounts.ts";
 import { freeHostRanges, punchAll } from "./sweep.ts";
 
 /** Clusters that were taken. */
@@ -32,8 +32,6 @@ export interface Taken {
 const GROWTH_BYTES = 1 << 20;
 /** A refcount table that is full grows by this share. */
 const TABLE_GROWTH = 1.5;
-/** What {@link ClusterCounts} holds in memory at most. */
-const CLUSTERS_MAX = 2 ** 28;
 
 export class ClusterAllocator {
 	readonly #file: WritableImageFile;
@@ -260,5 +258,3 @@ export class ClusterAllocator {
 		this.#tableMoves = true;
 	}
 }
-
-const bytesOf = (view: DataView): Uint8Array => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);

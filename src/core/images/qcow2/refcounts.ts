@@ -8,7 +8,7 @@
 
 import { assert, VmsweepError } from "../../../foundations/errors.ts";
 import { readBytes } from "../../../foundations/source.ts";
-import { viewOf } from "../../../foundations/struct.ts";
+import { bytesOf, viewOf } from "../../../foundations/struct.ts";
 import { byteOffset } from "../../../foundations/units.ts";
 import type { ImageFile, WritableImageFile } from "../image-file.ts";
 import type { Qcow2Header } from "./header.ts";
@@ -20,7 +20,7 @@ const PAGE_ENTRIES = 2 ** PAGE_BITS;
 /** The largest count in memory; stands for itself and all larger ones. */
 export const SATURATED = 0xffff;
 /** 48 bytes per 16 clusters; 16 TiB in clusters of the usual size. */
-const CLUSTERS_MAX = 2 ** 28;
+export const CLUSTERS_MAX = 2 ** 28;
 
 /** What a cluster holds. One cluster never holds two of them, except that several compressed clusters may share one. */
 export const Holds = { NOTHING: 0, DATA: 1, COMPRESSED: 2, L2_TABLE: 3, OTHER: 4 } as const;
@@ -253,7 +253,7 @@ export class RefcountBlocks {
 	/** Room for `length` blocks. In memory only. */
 	grow(length: number): void {
 		const larger = new Uint8Array(length * ENTRY_BYTES);
-		larger.set(new Uint8Array(this.#table.buffer, this.#table.byteOffset, this.#table.byteLength));
+		larger.set(bytesOf(this.#table));
 		this.#table = viewOf(larger);
 	}
 

@@ -26,7 +26,7 @@
 
 import { assert, VmsweepError } from "../../../foundations/errors.ts";
 import { checkRange, readBytes } from "../../../foundations/source.ts";
-import { viewOf } from "../../../foundations/struct.ts";
+import { bytesOf, viewOf } from "../../../foundations/struct.ts";
 import {
 	type ByteCount,
 	type ByteOffset,
@@ -619,7 +619,6 @@ export class Qcow2Store implements VirtualDisk {
 const ALL_SUBCLUSTERS = 0xffff_ffff;
 /** Failures of a step that may be repeated. */
 const mayRepeat: ReadonlySet<string> = new Set(["NO_SPACE", "IMAGE_UNSUPPORTED"]);
-const bytesOf = (view: DataView): Uint8Array => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
 function appendPlace(places: Place[], place: Place): void {
 	const last = places.at(-1);

@@ -5,7 +5,7 @@
 // Whoever changes tables in the file says so by `written`, in this thread and between two calls: so a `run` sees a table
 // as it was before a change or after it, never in between.
 
-import { viewOf } from "../../../foundations/struct.ts";
+import { bytesOf, viewOf } from "../../../foundations/struct.ts";
 import type { Qcow2Header } from "./header.ts";
 import { ENTRY_BYTES, entryOffset } from "./layout.ts";
 import { absentRun, damagedImage, type StoredRun, TableEntries } from "./tables.ts";
@@ -127,4 +127,3 @@ export class SyncTables {
 
 /** A file that is still growing: to ask where it ends would cost a system call for every run. */
 const anySize = (): number => Number.POSITIVE_INFINITY;
-const bytesOf = (view: DataView): Uint8Array => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);

@@ -11,7 +11,7 @@
 // A fixed disk has nothing in front to tell it by, and its last sector could have been written by a raw image's guest.
 // So it counts as VHD only where its name says so, too: see `isFixedVhd`.
 
-import { viewOf } from "../../../foundations/struct.ts";
+import { bytesOf, viewOf } from "../../../foundations/struct.ts";
 import { byteCount, byteOffset, isPowerOfTwo, roundUp } from "../../../foundations/units.ts";
 import { BoundedCache } from "../bounded-cache.ts";
 import type { ImageFile } from "../image-file.ts";
@@ -125,7 +125,7 @@ async function openDynamic(
 	const what = `${name}: the dynamic disk header`;
 	const view = await readRecord(file, footer.dataOffset, DynamicHeader.size, what);
 	const header = DynamicHeader.at(view);
-	const record = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+	const record = bytesOf(view);
 	if (text(header.cookie) !== HEADER_COOKIE) throw damaged(what, "is missing");
 	const checksum = checksumOf(record, DynamicHeader.offset.checksum);
 	if (header.checksum !== checksum)

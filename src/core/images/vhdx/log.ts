@@ -16,7 +16,7 @@
 
 import { crc32cWithout } from "../../../foundations/crc.ts";
 import { checkRange } from "../../../foundations/source.ts";
-import { viewOf } from "../../../foundations/struct.ts";
+import { bytesOf, viewOf } from "../../../foundations/struct.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
 import type { ImageFile } from "../image-file.ts";
 import { damaged, readRecord, unsupported } from "../mapped-disk.ts";
@@ -55,7 +55,7 @@ export async function replayLog(file: ImageFile, header: HeaderFields, name: str
 	if (logLength > LOG_BYTES_MAX)
 		throw unsupported(name, `it has a log of ${logLength} bytes to replay`, "Open it once in Hyper-V.");
 	const view = await readRecord(file, logOffset, logLength, `${name}: the log`);
-	const log = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+	const log = bytesOf(view);
 	const entries = new LogReader(log, guidText(header.logGuid), name).activeSequence();
 	const head = entries.at(-1)!.header;
 	if (file.size < head.flushedFileOffset)

@@ -8,6 +8,7 @@
 // Unknown regions and metadata items are skipped unless they are marked as required.
 
 import { crc32cWithout } from "../../../foundations/crc.ts";
+import { bytesOf } from "../../../foundations/struct.ts";
 import { byteCount, isPowerOfTwo } from "../../../foundations/units.ts";
 import { BoundedCache } from "../bounded-cache.ts";
 import type { ImageFile } from "../image-file.ts";
@@ -235,8 +236,7 @@ function blockMap(
 }
 
 /** CRC-32C of a record whose checksum field at `at` counts as zeros. */
-const checksumOf = (view: DataView, at: number): number =>
-	~crc32cWithout(~0, new Uint8Array(view.buffer, view.byteOffset, view.byteLength), at) >>> 0;
+const checksumOf = (view: DataView, at: number): number => ~crc32cWithout(~0, bytesOf(view), at) >>> 0;
 
 const text = ({ buffer, byteOffset, byteLength }: DataView): string =>
 	String.fromCharCode(...new Uint8Array(buffer, byteOffset, byteLength));
