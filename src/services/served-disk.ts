@@ -14,7 +14,8 @@ import type { PlaneStatus } from "../adapters/plane/messages.ts";
 import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
-import { Cleaner, type CleanerCounters, type LvmFree, type VolumeStatus } from "./clean/cleaner.ts";
+import { Cleaner, type CleanerCounters, type VolumeStatus } from "./clean/cleaner.ts";
+import { type CleaningPolicy, KEEP_ALL } from "./clean/policy.ts";
 import { CleaningTurns, type Outlook, type Turn } from "./clean/turns.ts";
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
@@ -44,8 +45,7 @@ export interface ServedDiskOptions {
 	readonly acceptChangedImage?: boolean;
 	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
 	readonly quarantineMs?: number;
-	/** See `CleanerDisk`. */
-	readonly lvmFree?: LvmFree;
+	readonly policy?: CleaningPolicy;
 	/** Disks that take turns with this one; its own where not given. */
 	readonly turns?: CleaningTurns;
 	/** What cleaning may read and write per second, with the other disks that share this; no limit where not given. */
@@ -149,7 +149,7 @@ export class ServedDisk implements AsyncDisposable {
 		directory: DiskDirectory,
 		plane: DataPlane,
 		opened: LogPosition,
-		{ onEvent = () => {}, quarantineMs = 0, lvmFree = "keep", turns = new CleaningTurns(1), limit }: ServedDiskOptions,
+		{ onEvent = () => {}, quarantineMs = 0, policy = KEEP_ALL, turns = new CleaningTurns(1), limit }: ServedDiskOptions,
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
@@ -167,7 +167,7 @@ export class ServedDisk implements AsyncDisposable {
 				second,
 				readView,
 				quarantineMs,
-				lvmFree,
+				policy,
 				newestSnapshot: () => snapshots.newest,
 				onLost: async (name, blocks) => {
 					await snapshots.lose(name, blocks, plane);

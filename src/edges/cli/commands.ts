@@ -145,6 +145,11 @@ const serveCommand = (): Command =>
 				.default("keep"),
 		)
 		.addOption(
+			new Option("--btrfs-mounted <what>", "keep or drop what a mounted btrfs of Linux has given up")
+				.choices(["keep", "drop"])
+				.default("keep"),
+		)
+		.addOption(
 			new Option(
 				"--qga <agent>",
 				"guest agent's socket, SOCKET or DISK=SOCKET: freeze the guest now and then",

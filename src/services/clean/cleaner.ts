@@ -29,6 +29,7 @@ import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
 import { PhysicalVolumes } from "./physical-volumes.ts";
+import type { CleaningPolicy } from "./policy.ts";
 import { provenRuns } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
@@ -75,11 +76,8 @@ export interface CleanerDisk {
 	readonly limit?: RateLimit | undefined;
 	/** For how long dropped blocks can be brought back; 0: not at all. */
 	readonly quarantineMs: number;
-	/** What becomes of the extents that no logical volume of LVM has. Default: keep. */
-	readonly lvmFree?: LvmFree;
+	readonly policy: CleaningPolicy;
 }
-
-export type LvmFree = "keep" | "drop";
 
 /** What the cleaner asks of the world around the disk. The crash simulation has a world of its own. */
 export interface CleanerWorld {
@@ -100,10 +98,10 @@ export interface CleanerWorld {
 	readonly youngRunsMax?: number;
 }
 
-function realWorld({ lvmFree }: CleanerDisk, opened: LogPosition): CleanerWorld {
-	const physicalVolumes = lvmFree === "drop" ? new PhysicalVolumes(opened) : undefined;
+function realWorld({ policy }: CleanerDisk, opened: LogPosition): CleanerWorld {
+	const physicalVolumes = policy.lvmFree === "drop" ? new PhysicalVolumes(opened) : undefined;
 	return {
-		identify: (plane, readView) => Volumes.identify({ plane, readView, physicalVolumes }),
+		identify: (plane, readView) => Volumes.identify({ plane, readView, policy, physicalVolumes }),
 		allocated: ({ held }) => held,
 		now: () => performance.now(),
 	};

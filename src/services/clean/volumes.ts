@@ -23,8 +23,9 @@ import type { ByteSource } from "../../foundations/source.ts";
 import { type ByteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
 import { contentOf, type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
 import type { FreezePoint } from "./freeze-point.ts";
-import { liveRules } from "./live-rules.ts";
+import { liveRuleOf } from "./live-rules.ts";
 import type { PhysicalVolumes } from "./physical-volumes.ts";
+import type { CleaningPolicy } from "./policy.ts";
 
 /** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
 const IDENTIFY_ROUNDS_MAX = 5;
@@ -77,6 +78,7 @@ export interface Verdict {
 export interface VolumesDisk {
 	readonly plane: PlanePort;
 	readonly readView: ReadView;
+	readonly policy: CleaningPolicy;
 	/** Follows LVM's free extents; where not given, they are kept. */
 	readonly physicalVolumes?: PhysicalVolumes | undefined;
 }
@@ -295,7 +297,7 @@ async function openVolume(disk: VolumesDisk, view: ViewHandle, volume: Identifie
 
 /** Starts to follow a volume; or the sentence why that isn't done. */
 async function openLive(
-	{ plane, readView, physicalVolumes }: VolumesDisk,
+	{ plane, readView, policy, physicalVolumes }: VolumesDisk,
 	view: ViewHandle,
 	volume: IdentifiedVolume,
 ): Promise<LiveVolume | string> {
@@ -306,7 +308,7 @@ async function openLive(
 			(await physicalVolumes?.open(plane, view, offset, content)) ??
 			"its free extents are kept; vmsweep serve --lvm-free drop gives them back"
 		);
-	return (await liveRules.get(type)?.(content)) ?? `${type} is not cleaned while its VM runs yet`;
+	return (await liveRuleOf(type, policy)?.(content)) ?? `${type} is not cleaned while its VM runs yet`;
 }
 
 /** Where a volume lies, without what lies in volumes inside it. */
