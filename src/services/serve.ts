@@ -11,7 +11,7 @@
 
 import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { basename, join, resolve } from "node:path";
+import { basename, resolve } from "node:path";
 import {
 	exportUri,
 	type ListenAddress,
@@ -29,7 +29,7 @@ import { CleaningTurns } from "./clean/turns.ts";
 import type { ClientLimits } from "./client-setup.ts";
 import { type ControlledDisk, type ControlServer, listenControl, SOCKET_PATH_BYTES_MAX } from "./control.ts";
 import { type DiskCommandName, diskCommands, runCommand } from "./disk-commands.ts";
-import { freezingPath } from "./disk-paths.ts";
+import { freezingPath, nbdSocketPath } from "./disk-paths.ts";
 import { Freezer } from "./freezer.ts";
 import { RateLimit } from "./rate-limit.ts";
 import { ServedDisk } from "./served-disk.ts";
@@ -348,7 +348,7 @@ function addressesOf({ disks, addresses }: ServeOptions): ServeAddress[] {
 		return [...addresses];
 	}
 	return directories.map((directory) => {
-		const path = join(directory, "nbd.sock");
+		const path = nbdSocketPath(directory);
 		checkSocketPath(path, "Choose another with --socket");
 		return { address: { kind: "unix", path }, disk: directory };
 	});

@@ -117,6 +117,7 @@ export class ServedDisk implements AsyncDisposable {
 	freezer: Freezer | undefined;
 	readonly #directory: DiskDirectory;
 	readonly #plane: DataPlane;
+	readonly #policy: CleaningPolicy;
 	readonly #cleaner: Cleaner;
 	readonly #upkeep: Upkeep;
 	readonly #onEvent: (line: string) => void;
@@ -153,6 +154,7 @@ export class ServedDisk implements AsyncDisposable {
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
+		this.#policy = policy;
 		this.#onEvent = onEvent;
 		this.#turns = turns;
 		this.path = directory.path;
@@ -288,11 +290,21 @@ export class ServedDisk implements AsyncDisposable {
 		this.#cleaning ??= this.#cleanContinuously();
 	}
 
-	/** Cleans everything that can be cleaned now, and waits for it. */
-	async cleanNow(onProgress: (counters: CleanerCounters) => void = () => {}): Promise<CleanReport> {
+	/**
+	 * Cleans everything that can be cleaned now, and waits for it. `vmOff`: first drops what only the guest's memory could still
+	 * have needed. Throws what {@link Upkeep.dropWithVmOff} throws.
+	 */
+	async cleanNow({
+		vmOff = false,
+		onProgress = () => {},
+	}: {
+		readonly vmOff?: boolean;
+		readonly onProgress?: (counters: CleanerCounters) => void;
+	} = {}): Promise<CleanReport> {
+		const before = await this.#sizes();
+		const counters = { ...this.#cleaner.counters };
+		const kept = vmOff ? await this.#upkeep.dropWithVmOff(this.#policy.lvmFree === "keep") : undefined;
 		return await this.#exclusive(async () => {
-			const before = await this.#sizes();
-			const counters = { ...this.#cleaner.counters };
 			for (let round = 0; round < CLEAN_ROUNDS_MAX; round++) {
 				await this.#plane.ask("seal");
 				const progress = await this.#cleaner.round({ everything: true });
@@ -300,7 +312,10 @@ export class ServedDisk implements AsyncDisposable {
 				// The first rounds only begin to watch; what they learn is used by the next.
 				if (progress === 0 && round >= 2) break;
 			}
-			return await this.#report(before, counters);
+			const report = await this.#report(before, counters);
+			// What the volumes wait for while their guest runs is not the question then.
+			const volumes = report.volumes.map((volume) => ({ ...volume, reason: kept?.get(volume.id) ?? null }));
+			return kept === undefined ? report : { ...report, volumes };
 		});
 	}
 

@@ -176,6 +176,7 @@ const cleanCommand = (): Command =>
 	new Command("clean")
 		.description("clean everything that can be cleaned now; the VM may be running")
 		.argument("<disk>", "the disk's folder")
+		.option("--vm-off", "the VM is off for good: shut down or crashed, with no saved state and not hibernated")
 		.option(...JSON_OPTION)
 		.action(async (disk, options) => (await import("./clean.ts")).clean(disk, options));
 

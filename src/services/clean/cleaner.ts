@@ -572,6 +572,14 @@ export class Cleaner {
 		return (await this.#dropper.giveUp(view, runs)) / BLOCK_SIZE;
 	}
 
+	/** Drops runs that nothing needs in `view`, with the VM off: nobody knows more than the disk shows. Returns the bytes. */
+	async dropUnused(runs: Iterable<BlockRun>, view: ViewHandle): Promise<number> {
+		this.#noteChanged(view.guestEntries);
+		const { droppedBytes } = await this.#dropper.drop(runs, view.position);
+		this.counters.droppedBytes += droppedBytes;
+		return droppedBytes;
+	}
+
 	// ---- Freeing ------------------------------------------------------------------------------------------
 
 	/** Flushes until emptied segments are free, and gives their space back. */
