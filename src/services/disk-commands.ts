@@ -31,13 +31,15 @@ const snapshotName = v.strictObject({ name: v.string() });
 
 /** All of them, by the name under which they are asked for. */
 export const diskCommands = {
-	/** Cleans all that can be cleaned now. */
+	/** Cleans all that can be cleaned now; with the VM off for good also what only its memory could have told otherwise. */
 	clean: diskCommand(
-		v.strictObject({}),
-		(disk, _, onProgress): Promise<CleanReport> =>
-			disk.cleanNow(({ droppedBytes, movedBytes }) =>
-				onProgress({ step: `cleaning ${disk.path}`, done: droppedBytes + movedBytes, total: null }),
-			),
+		v.strictObject({ vmOff: v.boolean() }),
+		(disk, { vmOff }, onProgress): Promise<CleanReport> =>
+			disk.cleanNow({
+				vmOff,
+				onProgress: ({ droppedBytes, movedBytes }) =>
+					onProgress({ step: `cleaning ${disk.path}`, done: droppedBytes + movedBytes, total: null }),
+			}),
 	),
 	/** A byte of the disk. */
 	why: diskCommand(

@@ -15,6 +15,8 @@ export const snapshotRecordPath = (directory: string, name: string): string =>
 /** What a snapshot kept of the second image, in the format of a first image. */
 export const snapshotLogPath = (directory: string, name: string): string =>
 	join(snapshotsPath(directory), `${name}.log`);
+/** Where clients reach the disk, unless addresses were named. */
+export const nbdSocketPath = (directory: string): string => join(directory, "nbd.sock");
 /** There while the guest may be frozen on account of the disk's server. */
 export const freezingPath = (directory: string): string => join(directory, "freezing");
 export const closedPath = (directory: string): string => join(directory, "closed.json");

@@ -11,7 +11,7 @@
 
 import { closeSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { basename, join, resolve } from "node:path";
+import { basename, resolve } from "node:path";
 import {
 	exportUri,
 	type ListenAddress,
@@ -24,12 +24,12 @@ import { GuestAgent } from "../adapters/qemu/guest-agent.ts";
 import { diskTransmissionFlags, type ExportDescription } from "../core/nbd/handshake.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import { BLOCK_SIZE, type ByteCount } from "../foundations/units.ts";
-import type { LvmFree } from "./clean/cleaner.ts";
+import { type CleaningPolicy, KEEP_ALL } from "./clean/policy.ts";
 import { CleaningTurns } from "./clean/turns.ts";
 import type { ClientLimits } from "./client-setup.ts";
 import { type ControlledDisk, type ControlServer, listenControl, SOCKET_PATH_BYTES_MAX } from "./control.ts";
 import { type DiskCommandName, diskCommands, runCommand } from "./disk-commands.ts";
-import { freezingPath } from "./disk-paths.ts";
+import { freezingPath, nbdSocketPath } from "./disk-paths.ts";
 import { Freezer } from "./freezer.ts";
 import { RateLimit } from "./rate-limit.ts";
 import { ServedDisk } from "./served-disk.ts";
@@ -58,8 +58,8 @@ export interface ServeOptions {
 	readonly acceptChangedImage?: boolean;
 	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
 	readonly quarantineMs?: number;
-	/** What becomes of the extents that no logical volume of LVM has; default: keep. */
-	readonly lvmFree?: LvmFree;
+	/** Default: all is kept that somebody might miss. */
+	readonly policy?: CleaningPolicy;
 	/** Guest agents of the VMs; a volume that needs it is then judged at freeze points. */
 	readonly agents?: readonly ServeAgent[];
 	/** A guest is frozen at most this often, in milliseconds; default 10 minutes. */
@@ -175,14 +175,14 @@ export class Server implements AsyncDisposable {
 	}
 
 	async #openDisk(path: string): Promise<void> {
-		const { limitBytes, acceptChangedImage = false, quarantineMs = 0, lvmFree = "keep" } = this.#options;
+		const { limitBytes, acceptChangedImage = false, quarantineMs = 0, policy = KEEP_ALL } = this.#options;
 		const { onEvent = () => {} } = this.#options;
 		const name = basename(resolve(path));
 		const disk = await ServedDisk.open(path, {
 			...(limitBytes === undefined ? {} : { limitBytes }),
 			acceptChangedImage,
 			quarantineMs,
-			lvmFree,
+			policy,
 			turns: this.#turns,
 			limit: this.#limit,
 			onEvent: (line) => onEvent(line, name),
@@ -349,7 +349,7 @@ function addressesOf({ disks, addresses }: ServeOptions): ServeAddress[] {
 		return [...addresses];
 	}
 	return directories.map((directory) => {
-		const path = join(directory, "nbd.sock");
+		const path = nbdSocketPath(directory);
 		checkSocketPath(path, "Choose another with --socket");
 		return { address: { kind: "unix", path }, disk: directory };
 	});

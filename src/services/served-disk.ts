@@ -14,7 +14,8 @@ import type { PlaneStatus } from "../adapters/plane/messages.ts";
 import { assert, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount, formatBytes, type LogPosition } from "../foundations/units.ts";
-import { Cleaner, type CleanerCounters, type LvmFree } from "./clean/cleaner.ts";
+import { Cleaner, type CleanerCounters } from "./clean/cleaner.ts";
+import { type CleaningPolicy, KEEP_ALL } from "./clean/policy.ts";
 import { CleaningTurns, type Outlook, type Turn } from "./clean/turns.ts";
 import type { VolumeStatus } from "./clean/volume-status.ts";
 import type { ReadView } from "./clean/volumes.ts";
@@ -47,8 +48,7 @@ export interface ServedDiskOptions {
 	readonly acceptChangedImage?: boolean;
 	/** For how long dropped blocks can be brought back, in milliseconds; default 0: not at all. */
 	readonly quarantineMs?: number;
-	/** See `CleanerDisk`. */
-	readonly lvmFree?: LvmFree;
+	readonly policy?: CleaningPolicy;
 	/** Disks that take turns with this one; its own where not given. */
 	readonly turns?: CleaningTurns;
 	/** What cleaning may read and write per second, with the other disks that share this; no limit where not given. */
@@ -124,6 +124,7 @@ export class ServedDisk implements AsyncDisposable {
 	freezer: Freezer | undefined;
 	readonly #directory: DiskDirectory;
 	readonly #plane: DataPlane;
+	readonly #policy: CleaningPolicy;
 	readonly #cleaner: Cleaner;
 	readonly #upkeep: Upkeep;
 	readonly #onEvent: (line: string) => void;
@@ -160,13 +161,14 @@ export class ServedDisk implements AsyncDisposable {
 			onEvent = () => {},
 			onVolume = () => {},
 			quarantineMs = 0,
-			lvmFree = "keep",
+			policy = KEEP_ALL,
 			turns = new CleaningTurns(1),
 			limit,
 		}: ServedDiskOptions,
 	) {
 		this.#directory = directory;
 		this.#plane = plane;
+		this.#policy = policy;
 		this.#onEvent = onEvent;
 		this.#turns = turns;
 		this.path = directory.path;
@@ -182,7 +184,7 @@ export class ServedDisk implements AsyncDisposable {
 				readView,
 				quarantineMs,
 				onVolume,
-				lvmFree,
+				policy,
 				newestSnapshot: () => snapshots.newest,
 				onLost: async (name, blocks) => {
 					await snapshots.lose(name, blocks, plane);
@@ -303,11 +305,21 @@ export class ServedDisk implements AsyncDisposable {
 		this.#cleaning ??= this.#cleanContinuously();
 	}
 
-	/** Cleans everything that can be cleaned now, and waits for it. */
-	async cleanNow(onProgress: (counters: CleanerCounters) => void = () => {}): Promise<CleanReport> {
+	/**
+	 * Cleans everything that can be cleaned now, and waits for it. `vmOff`: first drops what only the guest's memory could still
+	 * have needed. Throws what {@link Upkeep.dropWithVmOff} throws.
+	 */
+	async cleanNow({
+		vmOff = false,
+		onProgress = () => {},
+	}: {
+		readonly vmOff?: boolean;
+		readonly onProgress?: (counters: CleanerCounters) => void;
+	} = {}): Promise<CleanReport> {
+		const before = await this.#sizes();
+		const counters = { ...this.#cleaner.counters };
+		const kept = vmOff ? await this.#upkeep.dropWithVmOff(this.#policy.lvmFree === "keep") : undefined;
 		return await this.#exclusive(async () => {
-			const before = await this.#sizes();
-			const counters = { ...this.#cleaner.counters };
 			for (let round = 0; round < CLEAN_ROUNDS_MAX; round++) {
 				await this.#plane.ask("seal");
 				const progress = await this.#cleaner.round({ everything: true });
@@ -315,7 +327,10 @@ export class ServedDisk implements AsyncDisposable {
 				// The first rounds only begin to watch; what they learn is used by the next.
 				if (progress === 0 && round >= 2) break;
 			}
-			return await this.#report(before, counters);
+			const report = await this.#report(before, counters);
+			// What the volumes wait for while their guest runs is not the question then.
+			const volumes = report.volumes.map((volume) => ({ ...volume, reason: kept?.get(volume.id) ?? null }));
+			return kept === undefined ? report : { ...report, volumes };
 		});
 	}
 

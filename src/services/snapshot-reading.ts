@@ -1,12 +1,13 @@
 // Snapshot reading: a snapshot's bytes, for commands that only look at them.
 
 import { stat } from "node:fs/promises";
-import { basename, join, resolve } from "node:path";
+import { basename, resolve } from "node:path";
 import { openDiskImage } from "../adapters/images/open-image.ts";
 import { exportUri } from "../adapters/nbd/listen-address.ts";
 import { VmsweepError } from "../foundations/errors.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { isDiskServed } from "./disk-directory.ts";
+import { nbdSocketPath } from "./disk-paths.ts";
 import { ServedDisk } from "./served-disk.ts";
 
 /**
@@ -20,7 +21,7 @@ export async function readSnapshot<T>(
 ): Promise<T> {
 	const directory = resolve(path);
 	if (await isDiskServed(directory)) {
-		const socket = join(directory, "nbd.sock");
+		const socket = nbdSocketPath(directory);
 		if (!(await stat(socket).catch(() => undefined))?.isSocket())
 			throw new VmsweepError(
 				"DISK_NOT_SERVED",

@@ -4,10 +4,10 @@
 
 import type { PlanePort, ViewHandle } from "../adapters/plane/messages.ts";
 import { type LiveRun, partOf, unpackLiveRuns } from "../core/cleaner/plan.ts";
-import { blocksIn, joinRuns, piecesOf } from "../core/cleaner/runs.ts";
+import { type BlockRun, blocksIn, joinRuns, piecesOf } from "../core/cleaner/runs.ts";
 import { ABSENT } from "../core/log/first-image.ts";
 import { isVmsweepError, VmsweepError } from "../foundations/errors.ts";
-import type { GuestMap } from "../foundations/guest-map.ts";
+import { allVolumes, type GuestMap } from "../foundations/guest-map.ts";
 import { BLOCK_SIZE, type ByteCount, byteCount } from "../foundations/units.ts";
 import { type CheckReport, checkReport, placesOf, type RottenPlace, repairable } from "./check.ts";
 import type { Cleaner } from "./clean/cleaner.ts";
@@ -15,9 +15,12 @@ import { forgetSums } from "./clean/forget-sums.ts";
 import { heldBlocks } from "./clean/held-blocks.ts";
 import { makeDurable } from "./clean/make-durable.ts";
 import type { DiskDirectory } from "./disk-directory.ts";
+import { nbdSocketPath } from "./disk-paths.ts";
 import { checkNewSize } from "./disk-size.ts";
+import { type DropPolicy, wholeUnits, whyKept } from "./droppable.ts";
 import { readGuestMap } from "./guest-map.ts";
 import { checkTailUnused, notesAfterShrinking } from "./resize.ts";
+import { checkNotSaved } from "./saved-machines.ts";
 import { type ScrubOptions, type ScrubReport, scrub } from "./scrub.ts";
 import { viewSource } from "./view-source.ts";
 
@@ -181,6 +184,28 @@ export class Upkeep {
 	}
 
 	/**
+	 * Drops what the guest's file systems don't use, mounted or not, with the VM off for good (docs/live-safety.md, "VM off").
+	 * Returns why volumes are kept all the same, by their ids. Throws DISK_LOCKED where clients are connected, IMAGE_LOCKED
+	 * where a saved VM needs the disk, DISK_STOPPED, NO_SPACE or IO.
+	 */
+	async dropWithVmOff(keepFreeExtents: boolean): Promise<ReadonlyMap<string, string | null>> {
+		const { directory, plane, cleaner, exclusive } = this.#parts;
+		await this.refuseClients("clean --vm-off");
+		await checkNotSaved(directory.second.path);
+		await checkNotSaved(nbdSocketPath(directory.path));
+		return await exclusive(() =>
+			this.#withView(async (view) => {
+				const { firstFd, second } = directory;
+				const source = viewSource(plane, view, firstFd, second, this.#size);
+				const map = await readGuestMap(source, { vmOff: true, keepFreeExtents });
+				await this.refuseClients("clean --vm-off");
+				await cleaner.dropUnused(blockRunsOf(map), view);
+				return new Map([...allVolumes(map.volumes)].map((volume) => [volume.id, whyKept(volume, VM_OFF)]));
+			}),
+		);
+	}
+
+	/**
 	 * Gives the disk another size, in bytes; clients see it when they connect again. Shrinking needs a disk without clients and
 	 * snapshots, and a guest map that shows the tail unused. Returns notes for the operator.
 	 * Throws USAGE, DISK_LOCKED, IMAGE_UNSUPPORTED, NO_SPACE or IO; a resize that was begun is finished by the next start.
@@ -268,6 +293,14 @@ export class Upkeep {
 				`${this.#parts.directory.path} has ${clients} clients. Shut the VM down, then ${command}.`,
 			);
 	}
+}
+
+const VM_OFF: DropPolicy = { vmOff: true };
+
+/** What may go with the VM off, in whole blocks; found as it is walked. */
+function* blockRunsOf(map: GuestMap): Generator<BlockRun> {
+	for (const { start, end } of wholeUnits(map, VM_OFF, BLOCK_SIZE))
+		yield { block: start / BLOCK_SIZE, count: Math.floor((end - start) / BLOCK_SIZE) };
 }
 
 /** Blocks of the second image have no slot that counts on. */

@@ -12,6 +12,7 @@ import { linearArea } from "../../src/core/volumes/areas.ts";
 import { byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import { Cleaner, type CleanerWorld } from "../../src/services/clean/cleaner.ts";
 import { Dropper } from "../../src/services/clean/dropper.ts";
+import { KEEP_ALL } from "../../src/services/clean/policy.ts";
 import { SecondWriter } from "../../src/services/clean/second-writer.ts";
 import type { ServedVolume } from "../../src/services/clean/volumes.ts";
 import { RateLimit } from "../../src/services/rate-limit.ts";
@@ -57,6 +58,7 @@ function operators(
 			closing: new AbortController().signal,
 			rest,
 			limit,
+			policy: KEEP_ALL,
 			quarantineMs,
 		},
 		// Of a new disk.

@@ -11,7 +11,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { AtRestVolume } from "../../src/core/filesystems/at-rest.ts";
-import { btrfsAtRest } from "../../src/core/filesystems/btrfs/at-rest.ts";
+import { btrfsMounted } from "../../src/core/filesystems/btrfs/at-rest.ts";
 import { readBtrfs } from "../../src/core/filesystems/btrfs/index.ts";
 import { SUPERBLOCK_PLACES } from "../../src/core/filesystems/btrfs/layout.ts";
 import type { ByteRange } from "../../src/foundations/guest-map.ts";
@@ -127,7 +127,7 @@ test("btrfs: what was used at one look and is free at the next may go, at every 
 	const reasons = new Map<string, number>();
 	const rule = await play(recording, from, async (bytes, at) => {
 		superblocks.add(at);
-		volume ??= await AtRestVolume.open(memory(bytes), btrfsAtRest);
+		volume ??= await AtRestVolume.open(memory(bytes), btrfsMounted);
 		const state = await volume.advanceClean(memory(bytes), logPosition(at), logPosition(at));
 		if (state.kind === "keep") reasons.set(state.reason, (reasons.get(state.reason) ?? 0) + 1);
 		if (state.kind === "keep") return undefined;

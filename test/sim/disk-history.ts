@@ -28,6 +28,7 @@ import { isVmsweepError } from "../../src/foundations/errors.ts";
 import { viewOf } from "../../src/foundations/struct.ts";
 import { byteCount, byteOffset, type LogPosition, logPosition } from "../../src/foundations/units.ts";
 import { Cleaner, type CleanerDisk } from "../../src/services/clean/cleaner.ts";
+import { KEEP_ALL } from "../../src/services/clean/policy.ts";
 import { viewSource } from "../../src/services/view-source.ts";
 import { blocksOf, valueIn } from "./blocks.ts";
 import { PromiseBroken } from "./history.ts";
@@ -651,6 +652,7 @@ export class DiskHistory {
 					this.first.punch(byteOffset(at), length);
 				},
 			},
+			policy: KEEP_ALL,
 			quarantineMs: this.#quarantineMs,
 		};
 		this.#cleaner = new Cleaner(disk, log.position, {

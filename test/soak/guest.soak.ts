@@ -17,8 +17,9 @@ for (const kind of [ext4, xfs, btrfs, ntfs, vfat])
 			test(`work, fill, empty, seed ${seed}`, async (t) => {
 				if (!requireTool(t, ...GUEST_TOOLS, ...kind.tools)) return;
 				// A first image so small that cleaning never rests.
+				const serve = ["--log-limit", "96M", "--btrfs-mounted", "drop"];
 				const load = ["--fill", ...(kind === btrfs ? ["--snapshots"] : [])];
-				await guestWorks(t, { kind, seed, rounds: 4, secondsPerRound: 20, load, serve: ["--log-limit", "96M"] });
+				await guestWorks(t, { kind, seed, rounds: 4, secondsPerRound: 20, load, serve });
 			});
 			if (kind.fragile === true) continue;
 			test(`power cuts and crashes of the server, seed ${seed}`, async (t) => {

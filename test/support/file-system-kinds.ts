@@ -12,6 +12,8 @@ export interface FileSystemKind {
 	readonly onlyInGuests?: true;
 	/** The file system promises nothing after a power cut, not even that what was synced is found. */
 	readonly fragile?: true;
+	/** It doesn't show whether it was unmounted: its space comes back with the VM off. */
+	readonly hidesUnmount?: true;
 	/** Where the kernel doesn't find it out itself. */
 	readonly mountType?: string;
 	/** How tests mount it to work on it: with commits as often as it can. */
@@ -59,6 +61,7 @@ export const xfs: FileSystemKind = {
 
 export const btrfs: FileSystemKind = {
 	name: "btrfs",
+	hidesUnmount: true,
 	tools: ["mkfs.btrfs", "btrfs"],
 	mkfs: ["mkfs.btrfs", "-q", "-f"],
 	mountOptions: "commit=1",
@@ -90,6 +93,7 @@ export const vfat: FileSystemKind = {
 
 export const ntfs: FileSystemKind = {
 	name: "ntfs",
+	hidesUnmount: true,
 	fragile: true,
 	tools: ["mkfs.ntfs", "ntfs-3g", "ntfsinfo", "ntfsfix"],
 	mkfs: ["mkfs.ntfs", "-q", "-Q", "-F"],

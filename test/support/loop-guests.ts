@@ -9,6 +9,7 @@ import { Guest } from "./guest.ts";
 import { checkCommitted, expectSpaceBack, verifyCrashed, wholeLines } from "./loop-cleaning.ts";
 import { createDisk, SweepServer } from "./loop-server.ts";
 import { loadProgram } from "./oracle-run.ts";
+import { runOk, vmsweep } from "./processes.ts";
 import { seededRandom, testSeed } from "./randomness.ts";
 
 export const GUEST_TOOLS = ["guest image", "root", "loop devices", "e2fsck", "dumpe2fs", "nbdcopy", "python3"] as const;
@@ -63,12 +64,14 @@ export async function guestWorks(t: TestContext, work: GuestWork): Promise<void>
 		t.diagnostic(stderr.trim());
 		assert.equal(exitCode, 0, stderr);
 		expected = stdout.split("\n").filter((line) => line !== "");
-		await expectSpaceBack(t, server, disk, kind);
+		if (kind.hidesUnmount !== true) await expectSpaceBack(t, server, disk, kind);
 		const { cleaner } = await server.status();
-		assert.ok(cleaner.droppedBytes > 0, "nothing was dropped: the test is blind");
+		assert.ok(cleaner.droppedBytes > 0 || kind.hidesUnmount === true, "nothing was dropped: the test is blind");
 		await guest.stop();
 		assert.equal((await server.stop()).exitCode, 0);
 	}
+	if (kind.hidesUnmount === true)
+		t.diagnostic(await runOk(vmsweep, ["clean", "--vm-off", disk], { timeoutSeconds: 600 }));
 	await checkCommitted(t, disk, expected, kind, ...(kind.onlyInGuests === true ? [hashesInGuest] : []));
 }
 

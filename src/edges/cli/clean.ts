@@ -4,7 +4,12 @@ import { describeCleaning } from "./cleaning.ts";
 import { runWithBar } from "./disk-command.ts";
 import { print, printJson } from "./output.ts";
 
-export async function clean(path: string, { json = false }: { readonly json?: boolean }): Promise<void> {
-	const report = await runWithBar(path, "clean", {}, `cleaning ${path}`);
+interface CleanCommandOptions {
+	readonly vmOff?: boolean;
+	readonly json?: boolean;
+}
+
+export async function clean(path: string, { vmOff = false, json = false }: CleanCommandOptions): Promise<void> {
+	const report = await runWithBar(path, "clean", { vmOff }, `cleaning ${path}`);
 	await (json ? printJson(report) : print(describeCleaning(path, report)));
 }

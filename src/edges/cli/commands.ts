@@ -150,6 +150,11 @@ const serveCommand = (): Command =>
 				.default("keep"),
 		)
 		.addOption(
+			new Option("--btrfs-mounted <what>", "keep or drop what a mounted btrfs of Linux has given up")
+				.choices(["keep", "drop"])
+				.default("keep"),
+		)
+		.addOption(
 			new Option(
 				"--qga <agent>",
 				"guest agent's socket, SOCKET or DISK=SOCKET: freeze the guest now and then",
@@ -201,6 +206,7 @@ const cleanCommand = (): Command =>
 	new Command("clean")
 		.description("clean everything that can be cleaned now; the VM may be running")
 		.argument("<disk>", "the disk's folder")
+		.option("--vm-off", "the VM is off for good: shut down or crashed, with no saved state and not hibernated")
 		.option(...JSON_OPTION)
 		.action(async (disk, options) => (await import("./clean.ts")).clean(disk, options));
 

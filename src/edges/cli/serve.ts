@@ -5,6 +5,7 @@ import { takePassedSockets } from "../../adapters/nbd/activation.ts";
 import type { ListenAddress } from "../../adapters/nbd/listener.ts";
 import type { TlsFiles } from "../../adapters/nbd/tls.ts";
 import { formatBytes } from "../../foundations/units.ts";
+import type { KeepOrDrop } from "../../services/clean/policy.ts";
 import {
 	type ServeAddress,
 	type ServeAgent,
@@ -39,7 +40,8 @@ interface ServeCommandOptions {
 	readonly acceptChangedImage?: boolean;
 	/** Milliseconds. */
 	readonly quarantine?: number;
-	readonly lvmFree: "keep" | "drop";
+	readonly lvmFree: KeepOrDrop;
+	readonly btrfsMounted: KeepOrDrop;
 	readonly qga?: readonly ServeAgent[];
 	/** Milliseconds. */
 	readonly freezeEvery: number;
@@ -53,7 +55,8 @@ interface ServeCommandOptions {
 const BROKEN_CLOSE_MS = 10_000;
 
 export async function serve(disks: readonly string[], options: ServeCommandOptions): Promise<void> {
-	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0, lvmFree, maxRate } = options;
+	const { clean, readOnly = false, logLimit, acceptChangedImage = false, quarantine = 0, maxRate } = options;
+	const { lvmFree, btrfsMounted } = options;
 	const addresses = addressesOf(options);
 	const tls = tlsFilesOf(options);
 	const log = openLog();
@@ -67,7 +70,7 @@ export async function serve(disks: readonly string[], options: ServeCommandOptio
 			readOnly,
 			acceptChangedImage,
 			quarantineMs: quarantine,
-			lvmFree,
+			policy: { lvmFree, btrfsMounted },
 			agents: (options.qga ?? []).map((agent) => ({ ...agent, path: resolve(agent.path) })),
 			freezeEveryMs: options.freezeEvery,
 			...(addresses === undefined ? {} : { addresses }),

@@ -31,6 +31,7 @@ import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
 import { EAGER_SHARE, isUrgent, Pace, SETTLE_MS } from "./pace.ts";
 import { PhysicalVolumes } from "./physical-volumes.ts";
+import type { CleaningPolicy } from "./policy.ts";
 import { provenRuns, settledBefore } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
@@ -80,11 +81,8 @@ export interface CleanerDisk {
 	readonly quarantineMs: number;
 	/** One line about a volume, whenever its state changes. */
 	readonly onVolume?: (line: string) => void;
-	/** What becomes of the extents that no logical volume of LVM has. Default: keep. */
-	readonly lvmFree?: LvmFree;
+	readonly policy: CleaningPolicy;
 }
-
-export type LvmFree = "keep" | "drop";
 
 /** What the cleaner asks of the world around the disk. The crash simulation has a world of its own. */
 export interface CleanerWorld {
@@ -105,10 +103,10 @@ export interface CleanerWorld {
 	readonly youngRunsMax?: number;
 }
 
-function realWorld({ lvmFree }: CleanerDisk, opened: LogPosition): CleanerWorld {
-	const physicalVolumes = lvmFree === "drop" ? new PhysicalVolumes(opened) : undefined;
+function realWorld({ policy }: CleanerDisk, opened: LogPosition): CleanerWorld {
+	const physicalVolumes = policy.lvmFree === "drop" ? new PhysicalVolumes(opened) : undefined;
 	return {
-		identify: (plane, readView) => Volumes.identify({ plane, readView, physicalVolumes }),
+		identify: (plane, readView) => Volumes.identify({ plane, readView, policy, physicalVolumes }),
 		allocated: ({ held }) => held,
 		now: () => performance.now(),
 	};
@@ -597,6 +595,14 @@ export class Cleaner {
 	async giveUp(runs: readonly BlockRun[], view: ViewHandle): Promise<number> {
 		this.#noteChanged(view.guestEntries);
 		return (await this.#dropper.giveUp(view, runs)) / BLOCK_SIZE;
+	}
+
+	/** Drops runs that nothing needs in `view`, with the VM off: nobody knows more than the disk shows. Returns the bytes. */
+	async dropUnused(runs: Iterable<BlockRun>, view: ViewHandle): Promise<number> {
+		this.#noteChanged(view.guestEntries);
+		const { droppedBytes } = await this.#dropper.drop(runs, view.position);
+		this.counters.droppedBytes += droppedBytes;
+		return droppedBytes;
 	}
 
 	// ---- Freeing ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import { Ext4LiveVolume } from "../../core/filesystems/ext4/live.ts";
 import type { LiveVolume } from "../../core/filesystems/live.ts";
 import { XfsLiveVolume } from "../../core/filesystems/xfs/live.ts";
 import type { ByteSource } from "../../foundations/source.ts";
+import type { CleaningPolicy } from "./policy.ts";
 
 /** Starts to follow a volume in a view; throws VOLUME_UNSUPPORTED or VOLUME_DAMAGED where it can't be followed. */
 type OpenLiveVolume = (view: ByteSource) => Promise<LiveVolume>;
@@ -16,7 +17,7 @@ const atRest =
 		AtRestVolume.open(view, await load());
 
 /** By the type that identification finds. */
-export const liveRules: ReadonlyMap<string, OpenLiveVolume> = new Map<string, OpenLiveVolume>([
+const liveRules: ReadonlyMap<string, OpenLiveVolume> = new Map<string, OpenLiveVolume>([
 	["btrfs", atRest(async () => (await import("../../core/filesystems/btrfs/at-rest.ts")).btrfsAtRest)],
 	["exfat", atRest(async () => (await import("../../core/filesystems/exfat/at-rest.ts")).exfatAtRest)],
 	["ext", (view) => Ext4LiveVolume.open(view)],
@@ -25,3 +26,9 @@ export const liveRules: ReadonlyMap<string, OpenLiveVolume> = new Map<string, Op
 	["vfat", atRest(async () => (await import("../../core/filesystems/fat/at-rest.ts")).fatAtRest)],
 	["xfs", (view) => XfsLiveVolume.open(view)],
 ]);
+
+const mountedBtrfs = atRest(async () => (await import("../../core/filesystems/btrfs/at-rest.ts")).btrfsMounted);
+
+/** How volumes of this type are followed; undefined where they aren't. */
+export const liveRuleOf = (type: string, { btrfsMounted }: CleaningPolicy): OpenLiveVolume | undefined =>
+	type === "btrfs" && btrfsMounted === "drop" ? mountedBtrfs : liveRules.get(type);

@@ -21,10 +21,12 @@ import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { type ByteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
+import { fileSystemReaders } from "../file-systems.ts";
 import { contentOf, type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
 import type { FreezePoint } from "./freeze-point.ts";
-import { liveRules } from "./live-rules.ts";
+import { liveRuleOf } from "./live-rules.ts";
 import type { PhysicalVolumes } from "./physical-volumes.ts";
+import type { CleaningPolicy } from "./policy.ts";
 
 /** Rounds in which the watch plan may still change while a disk is identified; a guest that formats it needs some. */
 const IDENTIFY_ROUNDS_MAX = 5;
@@ -34,6 +36,8 @@ const WATCHED_RUNS_MAX = 1 << 16;
 /** Reading all of a volume's metadata for a verdict may take this share of the time, at most. */
 const LOOK_SHARE = 1 / 20;
 
+/** What systems hibernate to. */
+const MAY_SLEEP = ["swap", "ntfs"];
 const ALL = logPosition(Number.POSITIVE_INFINITY);
 
 /** One volume of the served disk. */
@@ -77,6 +81,7 @@ export interface Verdict {
 export interface VolumesDisk {
 	readonly plane: PlanePort;
 	readonly readView: ReadView;
+	readonly policy: CleaningPolicy;
 	/** Follows LVM's free extents; where not given, they are kept. */
 	readonly physicalVolumes?: PhysicalVolumes | undefined;
 }
@@ -167,7 +172,7 @@ export class Volumes {
 		// Whoever writes just now may have mounted it by the time of the view.
 		const view = await this.#plane.ask("takeViewAtRest", { volume: index, lastWrite });
 		if (view === undefined) return undefined;
-		const state = await this.#advanceClean(volume, view, lastWrite);
+		const state = await this.#unlessAsleep(view, await this.#advanceClean(volume, view, lastWrite));
 		if (state.kind === "keep" && keepsItsVerdict(volume)) {
 			await this.#plane.ask("releaseView", view.id);
 			return undefined;
@@ -182,6 +187,20 @@ export class Volumes {
 		await live.observe(takeWritesUpTo(volume, view.position));
 		const end = lastWrite < 0 ? null : (lastWrite as LogPosition);
 		return await timed(volume, () => live.advanceClean(this.#contentOf(volume, view), view.position, end));
+	}
+
+	/** A hibernated system goes on with all file systems that it has in memory, and need not have marked each of them. */
+	async #unlessAsleep(view: ViewHandle, state: LiveState): Promise<LiveState> {
+		if (state.kind === "keep") return state;
+		for (const { id, type, contentOf } of this.list) {
+			if (!MAY_SLEEP.includes(type)) continue;
+			const map = await fileSystemReaders.get(type)!(contentOf(this.#readView(view)), { vmOff: false });
+			if (map?.isAsleep !== true) continue;
+			const { position, metadataBytesRead, watchChanged } = state;
+			const reason = `a hibernated system lies in ${id}; start the guest and shut it down`;
+			return { kind: "keep", position, reason, pending: true, metadataBytesRead, watchChanged };
+		}
+		return state;
 	}
 
 	/** True where a freeze would let something go that nothing else can: a volume was written since it last rested for sure. */
@@ -295,7 +314,7 @@ async function openVolume(disk: VolumesDisk, view: ViewHandle, volume: Identifie
 
 /** Starts to follow a volume; or the sentence why that isn't done. */
 async function openLive(
-	{ plane, readView, physicalVolumes }: VolumesDisk,
+	{ plane, readView, policy, physicalVolumes }: VolumesDisk,
 	view: ViewHandle,
 	volume: IdentifiedVolume,
 ): Promise<LiveVolume | string> {
@@ -306,7 +325,7 @@ async function openLive(
 			(await physicalVolumes?.open(plane, view, offset, content)) ??
 			"its free extents are kept; vmsweep serve --lvm-free drop gives them back"
 		);
-	return (await liveRules.get(type)?.(content)) ?? `${type} is not cleaned while its VM runs yet`;
+	return (await liveRuleOf(type, policy)?.(content)) ?? `${type} is not cleaned while its VM runs yet`;
 }
 
 /** Where a volume lies, without what lies in volumes inside it. */

@@ -29,6 +29,7 @@ import type { ByteSource } from "../../foundations/source.ts";
 import { type ByteOffset, byteCount } from "../../foundations/units.ts";
 import { runOnDisk } from "../disk-commands.ts";
 import { isDiskServed } from "../disk-directory.ts";
+import { nbdSocketPath } from "../disk-paths.ts";
 import type { LongRunning } from "../progress.ts";
 import { ServedDisk } from "../served-disk.ts";
 import { readSnapshot } from "../snapshot-reading.ts";
@@ -126,10 +127,11 @@ async function atOneInstant<T>(
 		return await disk.withVerifyPoint(work);
 	}
 	// What readSnapshot would say of it comes too late, and helps only who gives it a name.
-	if (!(await stat(join(directory, "nbd.sock")).catch(() => undefined))?.isSocket())
+	const socket = nbdSocketPath(directory);
+	if (!(await stat(socket).catch(() => undefined))?.isSocket())
 		throw new VmsweepError(
 			"DISK_NOT_SERVED",
-			`${directory} is served on an address of its own, and verify reads it by ${join(directory, "nbd.sock")}. Serve it without --socket and --listen, or verify it while it is not served.`,
+			`${directory} is served on an address of its own, and verify reads it by ${socket}. Serve it without --socket and --listen, or verify it while it is not served.`,
 		);
 	await forgetSnapshot(directory, 1);
 	const point = await runOnDisk(directory, "verifyPoint", { name: SNAPSHOT });

@@ -16,9 +16,8 @@ export const btrfsAtRest: AtRestKind = {
 	type: "btrfs",
 	name: "btrfs",
 	whileMounted:
-		"btrfs is cleaned of what was in use at one look and is free at the next, and when it is frozen (serve --qga)",
-	// Log trees, and the files in them, take what was free: their blocks were used at no look.
-	read: readCommittedBtrfs,
+		"btrfs is cleaned when it is frozen (serve --qga), or while it is mounted with serve --btrfs-mounted drop",
+	read: readBtrfs,
 	marks: (view) =>
 		Promise.resolve(
 			SUPERBLOCK_PLACES.filter((at) => at + SuperBlock.size <= view.size).map((at) => ({
@@ -28,6 +27,16 @@ export const btrfsAtRest: AtRestKind = {
 		),
 	showsUnmount: false,
 	marksMounts: false,
-	neverReusesEarly: true,
+	neverReusesEarly: false,
 	readFrozen: readBtrfs,
+};
+
+/** The same where the guest's driver is known to be Linux's, in which the above is true. */
+export const btrfsMounted: AtRestKind = {
+	...btrfsAtRest,
+	whileMounted:
+		"btrfs is cleaned of what was in use at one look and is free at the next, and when it is frozen (serve --qga)",
+	// Log trees, and the files in them, take what was free: their blocks were used at no look.
+	read: readCommittedBtrfs,
+	neverReusesEarly: true,
 };
