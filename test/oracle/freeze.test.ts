@@ -52,6 +52,7 @@ async function onBtrfs(
 	freeze: RealFreeze,
 	handlers: AgentHandlers,
 	work: (scene: Scene) => Promise<void>,
+	serve: readonly string[] = [],
 ): Promise<void> {
 	if (!requireTool(t, ...LOOP_TOOLS, "mkfs.btrfs", "btrfs", "fsfreeze")) return;
 	await using folder = await temporaryFolder();
@@ -60,7 +61,7 @@ async function onBtrfs(
 	freeze.path = folder.file("m");
 	await mkdir(freeze.path);
 	await using agent = await FakeAgent.listen(folder.file("qga"), { ...freeze.handlers, ...handlers });
-	await using server = await SweepServer.serve(disk, "--qga", agent.path, "--freeze-every", "1");
+	await using server = await SweepServer.serve(disk, "--qga", agent.path, "--freeze-every", "1", ...serve);
 	await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
 	await runOk("mkfs.btrfs", ["-q", "-f", device.path]);
 	await isFollowed(server);
@@ -107,6 +108,25 @@ describe("freeze points", () => {
 		});
 	});
 
+	test("one that takes its time, with a log that runs full meanwhile: the cleaner goes on", async (t) => {
+		const freeze = new RealFreeze();
+		const slow: AgentHandlers = {
+			"guest-fsfreeze-freeze": async () => {
+				await runOk("bash", ["-c", `head -c ${160 * MIB} /dev/urandom > "$1/much" && sync -f "$1"`, "w", freeze.path]);
+				await runOk("fsfreeze", ["-f", freeze.path]);
+				freeze.state = "frozen";
+				return { return: 1 };
+			},
+		};
+		const work = async (scene: Scene): Promise<void> => {
+			const { freezes } = await afterThaw(scene);
+			assert.equal(freezes!.problem, null);
+			assert.equal(freeze.state, "thawed");
+			assert.deepEqual(await hashesIn(join(scene.path, "keep")), scene.expected);
+		};
+		await onBtrfs(t, freeze, slow, work, ["--log-limit", "128M"]);
+	});
+
 	test("one that says frozen and froze nothing: the disk doesn't show it", async (t) => {
 		const freeze = new RealFreeze();
 		const lie: AgentHandlers = {
@@ -117,7 +137,11 @@ describe("freeze points", () => {
 		};
 		await onBtrfs(t, freeze, lie, async (scene) => {
 			await afterThaw(scene);
-			const { volumes, freezes } = await scene.server.reaches(({ cleaner }) => cleaner.rounds > 0, "a round");
+			const { cleaner: before } = await scene.server.status();
+			const { volumes, freezes } = await scene.server.reaches(
+				({ cleaner }) => cleaner.rounds > before.rounds + 1,
+				"the point to be judged",
+			);
 			assert.notEqual(freezes!.frozenAt, null);
 			assert.equal(volumes[0]!.frozenAt, null);
 			assert.equal(volumes[0]!.needsFreeze, true);

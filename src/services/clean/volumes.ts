@@ -155,7 +155,7 @@ export class Volumes {
 			await this.#plane.ask("releaseView", view.id);
 			return undefined;
 		}
-		if (state.kind === "ready" && state.settled >= view.position) volume.wholeAt = view.position;
+		if (state.kind === "ready" && !Number.isFinite(state.settled)) volume.wholeAt = view.position;
 		return this.#conclude(volume, view, state);
 	}
 
