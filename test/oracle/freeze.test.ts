@@ -144,7 +144,6 @@ describe("freeze points", () => {
 			);
 			assert.notEqual(freezes!.frozenAt, null);
 			assert.equal(volumes[0]!.frozenAt, null);
-			assert.equal(volumes[0]!.needsFreeze, true);
 			assert.equal(freeze.state, "thawed");
 		});
 	});
