@@ -31,15 +31,23 @@ interface Scene {
 class RealFreeze {
 	state: "thawed" | "frozen" = "thawed";
 	path = "";
+	/** Resolved when what is to be frozen is there. */
+	readonly ready = Promise.withResolvers<void>();
+	async freeze(): Promise<void> {
+		await this.ready.promise;
+		// A folder that is no mount would freeze the host's own file system.
+		await runOk("mountpoint", ["-q", this.path]);
+		await runOk("fsfreeze", ["-f", this.path]);
+	}
 	readonly handlers: AgentHandlers = {
 		"guest-fsfreeze-status": () => ({ return: this.state }),
 		"guest-fsfreeze-freeze": async () => {
-			await runOk("fsfreeze", ["-f", this.path]);
+			await this.freeze();
 			this.state = "frozen";
 			return { return: 1 };
 		},
 		"guest-fsfreeze-thaw": async () => {
-			await run("fsfreeze", ["-u", this.path]);
+			if (this.state === "frozen") await run("fsfreeze", ["-u", this.path]);
 			this.state = "thawed";
 			return { return: 1 };
 		},
@@ -70,10 +78,11 @@ async function onBtrfs(
 		head -c ${JUNK_BYTES} /dev/urandom > junk && sync junk && rm junk && head -c 2000000 /dev/urandom > keep/b`;
 	await runOk("bash", ["-c", script, "fill", mounted.path]);
 	const expected = await hashesIn(join(mounted.path, "keep"));
+	freeze.ready.resolve();
 	try {
 		await work({ server, agent, path: mounted.path, device: device.path, expected });
 	} finally {
-		await run("fsfreeze", ["-u", freeze.path]);
+		if (freeze.state === "frozen") await run("fsfreeze", ["-u", freeze.path]);
 	}
 }
 
@@ -112,8 +121,9 @@ describe("freeze points", () => {
 		const freeze = new RealFreeze();
 		const slow: AgentHandlers = {
 			"guest-fsfreeze-freeze": async () => {
+				await freeze.ready.promise;
 				await runOk("bash", ["-c", `head -c ${160 * MIB} /dev/urandom > "$1/much" && sync -f "$1"`, "w", freeze.path]);
-				await runOk("fsfreeze", ["-f", freeze.path]);
+				await freeze.freeze();
 				freeze.state = "frozen";
 				return { return: 1 };
 			},
@@ -154,6 +164,7 @@ describe("freeze points", () => {
 		const lie: AgentHandlers = {
 			// As a freeze would, but for the freeze.
 			"guest-fsfreeze-freeze": async () => {
+				await freeze.ready.promise;
 				await runOk("sync", ["-f", freeze.path]);
 				freeze.state = "frozen";
 				asked = 0;
