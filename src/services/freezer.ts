@@ -20,8 +20,12 @@ import type { FreezePoint } from "./clean/freeze-point.ts";
 const FREEZE_MS = 60_000;
 const STATUS_MS = 5_000;
 const THAW_MS = 10_000;
+/** How often it is looked whether clients wait for room while the guest is being frozen. */
+const ROOM_MS = 500;
 /** Between two tries to thaw. */
 const RETRY_MS = 1_000;
+/** After so many only an operator can help; closing the disk must not wait for ever. */
+const THAW_TRIES = 30;
 /** How often it is looked whether a freeze is wanted. */
 const LOOK_MS = 1_000;
 /** After a failure the agent is left alone for so long. */
@@ -34,6 +38,8 @@ export interface FreezableDisk {
 	exclusive<T>(work: () => Promise<T>): Promise<T>;
 	readonly wantsFreeze: boolean;
 	prepareFreeze(): Promise<FreezePoint | undefined>;
+	/** Cleans where clients wait for room: only while no round runs. */
+	makeRoom(): Promise<void>;
 	/** See `Cleaner.judgeFrozen`. */
 	judgeFrozen(point: FreezePoint): Promise<readonly string[]>;
 }
@@ -128,7 +134,7 @@ export class Freezer {
 		let isGood = false;
 		let began = Number.NaN;
 		try {
-			const count = await agent.freeze(FREEZE_MS);
+			const count = await this.#freezeGuest();
 			began = performance.now();
 			await Promise.all(held.map(({ point }) => point.begin()));
 			if (count > 0 && (await agent.status(STATUS_MS)) === "frozen") {
@@ -147,6 +153,24 @@ export class Freezer {
 		};
 		if (!isGood) throw new Error("the guest's agent froze nothing, or did not say that all stayed frozen");
 		for (const { disk, point } of held) await this.#judge(disk, point);
+	}
+
+	/** A freeze writes all that is dirty, which may want more room than there is; the cleaners that would make some are held. */
+	async #freezeGuest(): Promise<number> {
+		const { agent, disks } = this.#parts;
+		let isDone = false;
+		const frozen = agent.freeze(FREEZE_MS).finally(() => {
+			isDone = true;
+		});
+		frozen.catch(() => {}); // told below
+		while (!isDone) {
+			const waited = Promise.withResolvers<void>();
+			const timer = setTimeout(waited.resolve, ROOM_MS);
+			await Promise.race([frozen, waited.promise]);
+			clearTimeout(timer);
+			if (!isDone) for (const disk of disks) await disk.makeRoom();
+		}
+		return await frozen;
 	}
 
 	async #judge(disk: FreezableDisk, point: FreezePoint): Promise<void> {
@@ -192,6 +216,3 @@ export class Freezer {
 		});
 	}
 }
-
-/** After that only an operator can help; closing the disk must not wait for ever. */
-const THAW_TRIES = 30;

@@ -288,6 +288,9 @@ export class ServedDisk implements AsyncDisposable {
 				return cleaner.wantsFreeze;
 			},
 			prepareFreeze: () => cleaner.prepareFreeze(),
+			makeRoom: async () => {
+				if ((await this.#plane.ask("status")).stalled > 0) await cleaner.round();
+			},
 			judgeFrozen: (point) => cleaner.judgeFrozen(point),
 		};
 	}

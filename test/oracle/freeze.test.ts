@@ -32,15 +32,23 @@ interface Scene {
 class RealFreeze {
 	state: "thawed" | "frozen" = "thawed";
 	path = "";
+	/** Resolved when what is to be frozen is there. */
+	readonly ready = Promise.withResolvers<void>();
+	async freeze(): Promise<void> {
+		await this.ready.promise;
+		// A folder that is no mount would freeze the host's own file system.
+		await runOk("mountpoint", ["-q", this.path]);
+		await runOk("fsfreeze", ["-f", this.path]);
+	}
 	readonly handlers: AgentHandlers = {
 		"guest-fsfreeze-status": () => ({ return: this.state }),
 		"guest-fsfreeze-freeze": async () => {
-			await runOk("fsfreeze", ["-f", this.path]);
+			await this.freeze();
 			this.state = "frozen";
 			return { return: 1 };
 		},
 		"guest-fsfreeze-thaw": async () => {
-			await run("fsfreeze", ["-u", this.path]);
+			if (this.state === "frozen") await run("fsfreeze", ["-u", this.path]);
 			this.state = "thawed";
 			return { return: 1 };
 		},
@@ -53,6 +61,7 @@ async function onBtrfs(
 	freeze: RealFreeze,
 	handlers: AgentHandlers,
 	work: (scene: Scene) => Promise<void>,
+	serve: readonly string[] = [],
 ): Promise<void> {
 	if (!requireTool(t, ...LOOP_TOOLS, "mkfs.btrfs", "btrfs", "fsfreeze")) return;
 	await using folder = await temporaryFolder();
@@ -61,7 +70,7 @@ async function onBtrfs(
 	freeze.path = folder.file("m");
 	await mkdir(freeze.path);
 	await using agent = await FakeAgent.listen(folder.file("qga"), { ...freeze.handlers, ...handlers });
-	await using server = await SweepServer.serve(disk, "--qga", agent.path, "--freeze-every", "1");
+	await using server = await SweepServer.serve(disk, "--qga", agent.path, "--freeze-every", "1", ...serve);
 	await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
 	await runOk("mkfs.btrfs", ["-q", "-f", device.path]);
 	await isFollowed(server);
@@ -70,10 +79,11 @@ async function onBtrfs(
 		head -c ${JUNK_BYTES} /dev/urandom > junk && sync junk && rm junk && head -c 2000000 /dev/urandom > keep/b`;
 	await runOk("bash", ["-c", script, "fill", mounted.path]);
 	const expected = await hashesIn(join(mounted.path, "keep"));
+	freeze.ready.resolve();
 	try {
 		await work({ server, agent, path: mounted.path, device: device.path, expected });
 	} finally {
-		await run("fsfreeze", ["-u", freeze.path]);
+		if (freeze.state === "frozen") await run("fsfreeze", ["-u", freeze.path]);
 	}
 }
 
@@ -108,6 +118,26 @@ describe("freeze points", () => {
 		});
 	});
 
+	test("one that takes its time, with a log that runs full meanwhile: the cleaner goes on", async (t) => {
+		const freeze = new RealFreeze();
+		const slow: AgentHandlers = {
+			"guest-fsfreeze-freeze": async () => {
+				await freeze.ready.promise;
+				await runOk("bash", ["-c", `head -c ${160 * MIB} /dev/urandom > "$1/much" && sync -f "$1"`, "w", freeze.path]);
+				await freeze.freeze();
+				freeze.state = "frozen";
+				return { return: 1 };
+			},
+		};
+		const work = async (scene: Scene): Promise<void> => {
+			const { freezes } = await afterThaw(scene);
+			assert.equal(freezes!.problem, null);
+			assert.equal(freeze.state, "thawed");
+			assert.deepEqual(await hashesIn(join(scene.path, "keep")), scene.expected);
+		};
+		await onBtrfs(t, freeze, slow, work, ["--log-limit", "128M"]);
+	});
+
 	test("one that says frozen and froze nothing: the disk doesn't show it", async (t) => {
 		const freeze = new RealFreeze();
 		const lie: AgentHandlers = {
@@ -118,10 +148,13 @@ describe("freeze points", () => {
 		};
 		await onBtrfs(t, freeze, lie, async (scene) => {
 			await afterThaw(scene);
-			const { volumes, freezes } = await scene.server.reaches(({ cleaner }) => cleaner.rounds > 0, "a round");
+			const { cleaner: before } = await scene.server.status();
+			const { volumes, freezes } = await scene.server.reaches(
+				({ cleaner }) => cleaner.rounds > before.rounds + 1,
+				"the point to be judged",
+			);
 			assert.notEqual(freezes!.frozenAt, null);
 			assert.equal(volumes[0]!.frozenAt, null);
-			assert.equal(volumes[0]!.needsFreeze, true);
 			assert.equal(freeze.state, "thawed");
 		});
 	});
@@ -132,6 +165,7 @@ describe("freeze points", () => {
 		const lie: AgentHandlers = {
 			// As a freeze would, but for the freeze.
 			"guest-fsfreeze-freeze": async () => {
+				await freeze.ready.promise;
 				await runOk("sync", ["-f", freeze.path]);
 				freeze.state = "frozen";
 				asked = 0;

@@ -90,7 +90,7 @@ describe("the guest agent's client", () => {
 			const agent = new GuestAgent(fake.path);
 			await assert.rejects(agent.status(ENOUGH), (error: Error) => {
 				assert.ok(
-					Array.from(error.message).every((letter) => letter >= " "),
+					Buffer.from(error.message).every((byte) => byte >= 0x20),
 					"its words may steer a terminal",
 				);
 				return isIo(error);

@@ -64,8 +64,11 @@ export interface ServedVolume {
 	lookedAt: number | undefined;
 	/** Not before this moment of `performance.now()` all of its metadata is read again on a mere chance. */
 	nextLook?: number;
-	/** Through which position all that was free could go at once: unmounted, or frozen. Absent before the first time. */
-	wholeAt?: number;
+	/**
+	 * Through which position it was judged as unmounted, or frozen. A freeze that proved nothing counts: another one without
+	 * further writes would not, either. Absent before the first time.
+	 */
+	restedAt?: number;
 	/** When the newest freeze point was that proved something, ISO 8601. */
 	frozenAt?: string;
 }
@@ -177,7 +180,7 @@ export class Volumes {
 			await this.#plane.ask("releaseView", view.id);
 			return undefined;
 		}
-		if (state.kind === "ready" && state.settled >= view.position) volume.wholeAt = view.position;
+		if (state.kind === "ready" && !Number.isFinite(state.settled)) volume.restedAt = view.position;
 		return this.#conclude(volume, view, state);
 	}
 
@@ -244,11 +247,9 @@ export class Volumes {
 		if (live?.advanceFrozen === undefined) return undefined;
 		await live.observe(takeWritesUpTo(volume, view.position));
 		const state = await live.advanceFrozen(this.#contentOf(volume, view), view.position, moment);
+		volume.restedAt = view.position;
 		if (state.kind === "keep" && keepsItsVerdict(volume)) return undefined;
-		if (state.kind === "ready") {
-			volume.wholeAt = view.position;
-			volume.frozenAt = new Date().toISOString();
-		}
+		if (state.kind === "ready") volume.frozenAt = new Date().toISOString();
 		return this.#conclude(volume, view, state);
 	}
 
@@ -268,8 +269,8 @@ const keepsItsVerdict = ({ verdict }: ServedVolume): boolean =>
 	verdict?.kind === "ready" && Number.isFinite(verdict.settled);
 
 /** True of a volume that nothing but a freeze proves anything of while it is mounted, and that was written since the last one. */
-export const needsFreeze = ({ live, lastWrite, wholeAt = -1 }: ServedVolume): boolean =>
-	live?.gainsByFreeze === true && lastWrite > wholeAt;
+export const needsFreeze = ({ live, lastWrite, restedAt = -1 }: ServedVolume): boolean =>
+	live?.gainsByFreeze === true && lastWrite > restedAt;
 
 /** False as long as the volume was read whole a short while ago. */
 const mayLook = ({ live, nextLook = 0 }: ServedVolume): boolean =>
