@@ -6,7 +6,7 @@
 //      start it over new images ─► rest ─► memory, processor time of rest ─► fill ─► light load ─► latency, processor time
 //
 // How it measures
-//  - vmsweep has a first image of 64 MiB per disk, of which three quarters are written in sequence before the load: with
+//  - vmsweep has a first image of 256 MiB per disk, of which five eighths are written in sequence before the load: with
 //    cleaning on, all disks have something to move for as long as the load lasts. `clean off` has room for all of it.
 //  - Light load: one fio with a job per disk, each a hundred requests of 4 KiB per second, 70 % reads, one at a time, at random
 //    places. Latencies are those of all jobs together, the slower of reads and writes.
@@ -29,14 +29,14 @@ import { type Server, startServer } from "./peers.ts";
 import { spreadOf } from "./statistics.ts";
 
 const MIB = 1 << 20;
-const DISK_BYTES = 256 * MIB;
-const LOG_BYTES = 64 * MIB;
-const WRITTEN_BYTES = 48 * MIB;
+const DISK_BYTES = 512 * MIB;
+const LOG_BYTES = 256 * MIB;
+const WRITTEN_BYTES = 160 * MIB;
 /** Per disk. */
 const READS_PER_SECOND = 70;
 const WRITES_PER_SECOND = 30;
 /** Before it counts as resting: cleaning looks less and less often. */
-const SETTLE_MS = 20_000;
+const SETTLE_MS = 16_000;
 const REST_MS = 10_000;
 
 const servers = ["vmsweep", "vmsweep-off", "nbdkit", "qsd"] as const;
@@ -53,7 +53,7 @@ interface Finding {
 	readonly operationsPerSecond: number;
 	readonly latencyMsP50: number;
 	readonly latencyMsP99: number;
-	/** By vmsweep's cleaner, during the load; 0 for others. */
+	/** By vmsweep's cleaner, from the end of the fill to that of the load; 0 for others. */
 	readonly movedBytes: number;
 }
 
@@ -210,7 +210,7 @@ function report(findings: readonly Finding[], settings: Settings): void {
 		["requests per second", ({ operationsPerSecond }) => operationsPerSecond],
 		["p50, µs", ({ latencyMsP50 }) => 1000 * latencyMsP50],
 		["p99, µs", ({ latencyMsP99 }) => 1000 * latencyMsP99],
-		["moved meanwhile, MiB", ({ movedBytes }) => movedBytes / MIB],
+		["moved since the fill, MiB", ({ movedBytes }) => movedBytes / MIB],
 	];
 	console.log(`\nmedians of ${settings.rounds} rounds, ${settings.disks} disks`);
 	console.log(["".padEnd(28), ...settings.servers.map((id) => id.padStart(12))].join(""));

@@ -33,7 +33,7 @@ import { type BlockReport, explainBlock } from "./why.ts";
 /** Time between two rounds of cleaning that found nothing to do. */
 const ROUND_MS = 1_000;
 /** The same at most, where the guest writes nothing: each is twice as long as the one before. */
-const ROUND_MS_MAX = 16_000;
+const ROUND_MS_MAX = 8_000;
 /** Rounds of urgent cleaning in a row that freed nothing, before waiting writes get ENOSPC. */
 const HOPELESS_ROUNDS = 3;
 /** The log is flushed at least this often while the guest writes: bounds what recovery must check. */

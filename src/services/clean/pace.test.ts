@@ -58,13 +58,16 @@ test("the fuller the log and the faster it fills, the shorter the rests; segment
 	assert.ok(restOf(paceAt(0), 100) <= 1000, "whatever has settled goes on");
 });
 
+/** When `feel` is over, at the latest. */
+const END = 2410;
+
 /** A guest whose requests take so many milliseconds while the cleaner rests, and one in ten so many while it works. */
 function feel(pace: Pace, latencies: Latencies, resting: number, working: number): void {
 	let now = 2000;
 	const look = (phase: "work" | "rest"): void =>
 		pace.look(statusOf(100, now, { latencies: latencies.counts() }), now++, phase);
 	look("rest");
-	for (let i = 0; i < 60; i++) {
+	for (let i = 0; i < 200; i++) {
 		latencies.add(900, resting);
 		look("rest");
 		latencies.add(100, working);
@@ -82,12 +85,14 @@ test("a guest that feels the cleaner gets longer rests and shorter pieces, and a
 	assert.equal(pace.stretch, 1);
 	feel(pace, latencies, 0.05, 2);
 	assert.equal(pace.stretch, 8);
-	const shorter = pace.pieceAt(2130);
+	const shorter = pace.pieceAt(END);
 	assert.ok(shorter.blocks <= piece.blocks / 8 && shorter.runs! >= 1);
 	// As the guest did something a moment before.
-	const stretched = pace.restAfter(SEGMENT, 10, statusOf(100, 1), 2130);
-	assert.ok(stretched > 4 * usual, `${stretched} ms instead of ${usual}`);
-	assert.ok(restOf(pace, 949, 2130) < 1.05 * usual, "the log comes first");
+	const stretched = pace.restAfter(SEGMENT, 10, statusOf(100, 1), END);
+	assert.equal(stretched, 2000, `${stretched} ms instead of ${usual}`);
+	const shortRest = (all: Pace, now: number): number => all.restAfter(SEGMENT / 16, 1, statusOf(100, 1), now);
+	assert.ok(shortRest(pace, END) > 7 * shortRest(paceAt(1), 1010));
+	assert.ok(restOf(pace, 949, END) < 1.05 * usual, "the log comes first");
 	feel(pace, latencies, 0.05, 0.05);
 	assert.equal(pace.stretch, 1);
 });

@@ -44,9 +44,9 @@ const PIECE = { blocks: 256, runs: 128 };
 const STRETCH_MAX = 8;
 const P99_RATIO_MAX = 1.25;
 const P99_RATIO_GOOD = 1.1;
-/** Requests while the cleaner rested, and while it worked, before their latencies are compared. */
-const RESTING_REQUESTS = 1_000;
-const WORKING_REQUESTS = 50;
+/** Requests while the cleaner rested, and while it worked, before their latencies are compared: of fewer, p99 is mostly chance. */
+const RESTING_REQUESTS = 5_000;
+const WORKING_REQUESTS = 300;
 
 /** What goes on between two looks at a disk. */
 export type Phase = "work" | "rest";
@@ -108,10 +108,10 @@ export class Pace {
 		const fill = Math.max(0, (usedBytes / limitBytes - EAGER_SHARE) / (URGENT_SHARE - EAGER_SHARE));
 		// The fuller the log, the less can be done for the guest's latencies.
 		const stretch = 1 + (this.#stretch - 1) * Math.max(0, 1 - fill);
-		const leisurely = Math.max(usedBytes / DRAIN_SECONDS, SLOWEST_BYTES_PER_SECOND) / stretch;
-		const bytesPerSecond = Math.max(this.#rate * (1 + fill), leisurely);
-		const affordable = (bytes / bytesPerSecond) * 1000 - milliseconds;
-		return Math.min(REST_MS_MAX * stretch, Math.max(affordable, milliseconds * REST_MIN * stretch * (1 - fill)));
+		const bytesPerSecond = Math.max(this.#rate * (1 + fill), usedBytes / DRAIN_SECONDS, SLOWEST_BYTES_PER_SECOND);
+		const affordable = (bytes / bytesPerSecond) * 1000 * stretch - milliseconds;
+		const longest = REST_MS_MAX * Math.min(stretch, 2);
+		return Math.min(longest, Math.max(affordable, milliseconds * REST_MIN * stretch * (1 - fill)));
 	}
 
 	#isIdleAt(now: number): boolean {
