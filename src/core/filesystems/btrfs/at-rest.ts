@@ -14,7 +14,6 @@ import { SUPERBLOCK_PLACES, SuperBlock } from "./layout.ts";
 
 export const btrfsAtRest: AtRestKind = {
 	type: "btrfs",
-	name: "btrfs",
 	whileMounted:
 		"btrfs is cleaned of what was in use at one look and is free at the next, and when it is frozen (serve --qga)",
 	// Log trees, and the files in them, take what was free: their blocks were used at no look.

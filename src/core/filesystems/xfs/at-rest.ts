@@ -9,7 +9,6 @@ import { parseSuperblock, readSuperblock } from "./open.ts";
 
 export const xfsAtRest: AtRestKind = {
 	type: "xfs",
-	name: "XFS",
 	whileMounted: "XFS of this version is cleaned when it is unmounted",
 	read: readXfs,
 	async marks(view) {
