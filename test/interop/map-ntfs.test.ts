@@ -5,11 +5,15 @@ import assert from "node:assert/strict";
 import { copyFile, open, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, test } from "node:test";
+import { AtRestVolume } from "../../src/core/filesystems/at-rest.ts";
+import { ntfsAtRest } from "../../src/core/filesystems/ntfs/at-rest.ts";
 import { viewOf } from "../../src/foundations/struct.ts";
+import { byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import { someOf } from "../support/breadth.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { FuseMount } from "../support/fuse.ts";
 import { hashTree } from "../support/hashes.ts";
+import { memory } from "../support/oracle-rule.ts";
 import { run, runOk } from "../support/processes.ts";
 import { seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
@@ -267,6 +271,34 @@ describe("kept whole", () => {
 			if (kept === null) expectSameFree(await mapVolume(image), await dumped(image));
 			else await expectKept(image, kept, "dirty");
 		}
+	});
+
+	test("followed while it is served: only a log that is closed by the newest write shows an unmount", async (t) => {
+		if (!requireTool(t, ...TOOLS)) return;
+		await using folder = await temporaryFolder();
+		const image = folder.file("image");
+		await make(image, { size: "40M", options: [] });
+		const at = (await runsOf(image, 2))[0]!.cluster * 4096;
+		const bytes = new Uint8Array(await readFile(image));
+		const follow = async (lastWrite: number | null): Promise<string> => {
+			const volume = await AtRestVolume.open(memory(bytes), ntfsAtRest);
+			const [position, end] = [logPosition(9), logPosition(10)];
+			const write = { at: byteOffset(at), length: byteCount(4096), position, end, read: async () => new Uint8Array() };
+			if (lastWrite !== null) await volume.observe([write]);
+			const last = lastWrite === null ? null : logPosition(lastWrite);
+			const state = await volume.advanceClean(memory(bytes), logPosition(20), last);
+			const free = [...volume.freeRuns(byteOffset(0), byteOffset(bytes.length))].length;
+			assert.equal(free > 0, state.kind === "ready");
+			return state.kind === "keep" ? state.reason : "ready";
+		};
+		assert.match(await follow(null), /ntfs-3g has emptied its log/);
+		assert.match(await follow(10), /ntfs-3g has emptied its log/);
+		bytes.set(restartPage({ lsn: 9, clean: true }), at);
+		bytes.set(restartPage({ lsn: 8, clean: true }), at + 4096);
+		assert.deepEqual([await follow(null), await follow(10)], ["ready", "ready"]);
+		assert.match(await follow(11), /when Windows has unmounted it/);
+		bytes.set(restartPage({ lsn: 10, clean: false }), at + 4096);
+		assert.match(await follow(10), /not unmounted cleanly/);
 	});
 
 	test("left by ntfs-3g in a crash that its $Bitmap missed: its log says nothing, but the files do", async (t) => {

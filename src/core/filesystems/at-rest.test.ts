@@ -30,7 +30,6 @@ class Toy {
 		this.bytes.set([0x53, 0xef], 1024 + 0x38);
 		this.kind = {
 			type: "ext",
-			name: "toy",
 			whileMounted: "toy is mounted",
 			read: () => Promise.resolve(this.map()),
 			marks: () => Promise.resolve([bytes(K, K)]),

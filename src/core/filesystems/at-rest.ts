@@ -26,8 +26,6 @@ import { findSignatures } from "./signatures.ts";
 export interface AtRestKind {
 	/** As identification names it. */
 	readonly type: string;
-	/** What sentences call it. */
-	readonly name: string;
 	/** Why nothing is dropped as long as it doesn't rest as it should, for an operator. */
 	readonly whileMounted: string;
 	/** May throw VOLUME_DAMAGED and VOLUME_UNSUPPORTED besides what the source throws. */

@@ -14,7 +14,6 @@ import { SUPERBLOCK_PLACES, SuperBlock } from "./layout.ts";
 
 export const btrfsAtRest: AtRestKind = {
 	type: "btrfs",
-	name: "btrfs",
 	whileMounted:
 		"btrfs is cleaned when it is frozen (serve --qga), or while it is mounted with serve --btrfs-mounted drop",
 	read: readBtrfs,

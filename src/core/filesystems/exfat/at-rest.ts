@@ -6,7 +6,6 @@ import { readExfat } from "./index.ts";
 
 export const exfatAtRest: AtRestKind = {
 	type: "exfat",
-	name: "exFAT",
 	whileMounted: "exFAT doesn't show on the disk whether it is mounted; it is cleaned by vmsweep sweep, with the VM off",
 	read: readExfat,
 	marks: () => Promise.resolve([]),

@@ -9,7 +9,6 @@ import { openVolume, readSuperblocks } from "./open.ts";
 
 export const f2fsAtRest: AtRestKind = {
 	type: "f2fs",
-	name: "F2FS",
 	whileMounted: "F2FS is cleaned when it is unmounted or frozen",
 	read: readF2fs,
 	async marks(view) {

@@ -9,7 +9,6 @@ import { BootSector } from "./layout.ts";
 
 export const fatAtRest: AtRestKind = {
 	type: "vfat",
-	name: "FAT",
 	whileMounted: "FAT is cleaned when it is unmounted",
 	read: readFat,
 	// Not the second entry of the FAT, which has such bits, too: drivers that mark nothing write that sector for any file.

@@ -15,7 +15,6 @@ const RESTART_BYTES = 2 * 4096;
 
 export const ntfsAtRest: AtRestKind = {
 	type: "ntfs",
-	name: "NTFS",
 	whileMounted: "NTFS is cleaned when Windows has unmounted it; after ntfs-3g nothing on the disk shows that",
 	async read(view) {
 		const map = await readNtfs(view);
