@@ -2,10 +2,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { type LogPosition, logPosition } from "../../../foundations/units.ts";
-import { Evidence } from "./evidence.ts";
+import { LogEvidence } from "./evidence.ts";
 
 test("eight records, then seventeen commits in those behind them", () => {
-	const evidence = new Evidence();
+	const evidence = new LogEvidence();
 	evidence.addView(logPosition(100));
 	for (let i = 0; i < 8; i++) evidence.addRecord(5);
 	evidence.addView(logPosition(200));
@@ -15,13 +15,17 @@ test("eight records, then seventeen commits in those behind them", () => {
 	evidence.addView(logPosition(300));
 	assert.equal(evidence.settled, null);
 	assert.deepEqual(evidence.missing, { records: 0, commits: 1 });
+	assert.deepEqual(
+		[99, 100, 199, 200, 300].map((position) => evidence.commitsFor(logPosition(position))),
+		[16, 0, 0, 0, 0],
+	);
 	evidence.addRecord(1);
 	evidence.addView(logPosition(400));
 	assert.equal(evidence.settled, 100);
 });
 
 test("many commits in one record are not enough without the records", () => {
-	const evidence = new Evidence();
+	const evidence = new LogEvidence();
 	evidence.addView(logPosition(1));
 	for (let i = 0; i < 8; i++) {
 		evidence.addRecord(22);
@@ -34,7 +38,7 @@ test("many commits in one record are not enough without the records", () => {
 });
 
 test("while the log stands still, later views are as good as the first", () => {
-	const evidence = new Evidence({ records: 1, commits: 1 });
+	const evidence = new LogEvidence({ records: 1, commits: 1 });
 	evidence.addView(logPosition(5));
 	evidence.addView(logPosition(50));
 	evidence.addRecord(1);
@@ -44,7 +48,7 @@ test("while the log stands still, later views are as good as the first", () => {
 });
 
 test("a log without commits doesn't make it grow for ever", () => {
-	const evidence = new Evidence();
+	const evidence = new LogEvidence();
 	evidence.addView(logPosition(1));
 	for (let i = 0; i < 200_000; i++) {
 		evidence.addRecord(0);
@@ -61,7 +65,7 @@ test("is what the rule says, however records, commits and views follow each othe
 	const step = fc.oneof(fc.record({ commits: fc.nat(3) }), fc.constant("view" as const));
 	fc.assert(
 		fc.property(fc.array(step, { maxLength: 300 }), fc.nat(4), fc.nat(6), (steps, records, commits) => {
-			const evidence = new Evidence({ records, commits });
+			const evidence = new LogEvidence({ records, commits });
 			const log: number[] = [];
 			const views: { position: LogPosition; records: number }[] = [];
 			for (const [at, step] of steps.entries()) {

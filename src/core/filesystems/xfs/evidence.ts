@@ -22,9 +22,11 @@ export interface EvidenceWanted {
 	readonly commits: number;
 }
 
-const THE_RULE: EvidenceWanted = { records: LOG_RECORDS_IN_FLIGHT, commits: CHECKPOINTS_IN_FLIGHT + 1 };
+/** Those, and the one that was being filled. */
+export const COMMITS_WANTED = CHECKPOINTS_IN_FLIGHT + 1;
+const THE_RULE: EvidenceWanted = { records: LOG_RECORDS_IN_FLIGHT, commits: COMMITS_WANTED };
 
-export class Evidence {
+export class LogEvidence {
 	readonly #wanted: EvidenceWanted;
 	/** Commits in all records up to each one; the first entry is what was before record `#firstRecord`. */
 	#commitsThrough: number[] = [0];
@@ -55,6 +57,17 @@ export class Evidence {
 		if (oldest === undefined) return null;
 		const records = Math.max(0, oldest.records + this.#wanted.records - this.records);
 		return { records, commits: this.#wanted.commits - (this.#commitsBehind(oldest.records) ?? 0) };
+	}
+
+	get wantedCommits(): number {
+		return this.#wanted.commits;
+	}
+
+	/** Of the commits that a block last written at `position` needs, how many are there. */
+	commitsFor(position: LogPosition): number {
+		if (this.#settled !== null && position < this.#settled) return this.#wanted.commits;
+		const view = this.#views.find((each) => position < each.position);
+		return view === undefined ? 0 : Math.min(this.#wanted.commits, this.#commitsBehind(view.records) ?? 0);
 	}
 
 	/** The log has one more record, which holds this many commits. */

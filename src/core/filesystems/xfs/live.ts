@@ -21,16 +21,33 @@ import { metered, readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
-import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "../live.ts";
+import type {
+	Evidence,
+	FileSystemBlock,
+	FrozenMoment,
+	LiveState,
+	LiveVolume,
+	MetadataWrite,
+	ViewPoints,
+	WatchRange,
+} from "../live.ts";
 import { findSignatures, signatureRanges, signatureWatcher } from "../signatures.ts";
-import type { EvidenceWanted } from "./evidence.ts";
+import { COMMITS_WANTED, type EvidenceWanted } from "./evidence.ts";
 import { Allocation, allGroups } from "./groups.ts";
 import { AGF_MAGIC, Agf, BASIC_BLOCK } from "./layout.ts";
 import { LogChain } from "./log-chain.ts";
 import { findLogEnds, type LogEnds } from "./log-ends.ts";
 import { isBehindHead, LogRing } from "./log-records.ts";
 import { MetadataView } from "./metadata-view.ts";
-import { crc32cOf, type Geometry, groupLength, type LogPlace, parseSuperblock, readSuperblock } from "./open.ts";
+import {
+	crc32cOf,
+	type Geometry,
+	groupLength,
+	headerBlocks,
+	type LogPlace,
+	parseSuperblock,
+	readSuperblock,
+} from "./open.ts";
 
 export interface XfsLiveOptions {
 	/** For tests that must fail: how far the log must go on behind a block's last write. */
@@ -433,6 +450,23 @@ export class XfsLiveVolume implements LiveVolume {
 
 	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange> {
 		return this.#isReady && this.#allocation !== null ? this.#allocation.freeRuns(from, to) : [];
+	}
+
+	evidenceFor(position: LogPosition): Evidence {
+		const evidence = this.#chain?.evidence;
+		return {
+			counted: evidence?.commitsFor(position) ?? 0,
+			needed: evidence?.wantedCommits ?? COMMITS_WANTED,
+			unit: "commits of its log",
+		};
+	}
+
+	blockAt(at: ByteOffset): FileSystemBlock {
+		const { blockSize, agBlocks, log } = this.#geometry;
+		const number = Math.floor(at / blockSize);
+		const isInLog = log !== null && at >= log.start && at < log.start + log.basicBlocks * BASIC_BLOCK;
+		const isHeader = number % agBlocks < headerBlocks(this.#geometry);
+		return { number, role: isInLog ? "journal" : isHeader ? "metadata" : "data" };
 	}
 
 	isFree(at: ByteOffset, length: ByteCount): boolean {

@@ -11,7 +11,7 @@
 import { isVmsweepError } from "../../../foundations/errors.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import type { LogPosition } from "../../../foundations/units.ts";
-import { Evidence, type EvidenceWanted } from "./evidence.ts";
+import { type EvidenceWanted, LogEvidence } from "./evidence.ts";
 import { BASIC_BLOCK, KIND_AGF, KIND_SUPERBLOCK, LOG_RECORD_MAX_BYTES, LOG_RECORDS_IN_FLIGHT } from "./layout.ts";
 import { headLsnAfter, type LogEnds } from "./log-ends.ts";
 import { type LogRecord, LogRing, lsnCycle, lsnSector, readWholeRecord } from "./log-records.ts";
@@ -44,7 +44,7 @@ export class LogChain {
 	readonly #place: LogPlace;
 	readonly #transactions = new TransactionReader();
 	readonly #replay: LogReplay;
-	readonly #evidence: Evidence;
+	readonly #evidence: LogEvidence;
 	#headLsn: bigint;
 	/** First sector of the newest record, where it is known. */
 	#previous: number | null = null;
@@ -55,7 +55,7 @@ export class LogChain {
 		this.#geometry = geometry;
 		this.#place = place;
 		this.#replay = new LogReplay(geometry);
-		this.#evidence = new Evidence(wanted);
+		this.#evidence = new LogEvidence(wanted);
 		this.#headLsn = headLsn;
 	}
 
@@ -78,7 +78,7 @@ export class LogChain {
 		return this.#headLsn;
 	}
 	/** Counts from the anchor on. */
-	get evidence(): Evidence {
+	get evidence(): LogEvidence {
 		return this.#evidence;
 	}
 	/** What the log changes in the newest view. */
