@@ -35,8 +35,10 @@ soak: setup-guest ## long runs: test/soak/*.soak.ts, and all variants, seeds and
 demo: setup-guest ## a guest deletes files and the host gets the space back
 	@$(NODE) tools/demo.ts
 
-bench: setup ## the server against nbdkit and qemu-nbd, then map, sweep and convert against their peers
+bench: setup-guest ## the server against nbdkit and qemu-nbd, in a guest, many disks; then map, sweep and convert against their peers
 	@$(NODE) bench/run.ts
+	@$(NODE) bench/guest.ts
+	@$(NODE) bench/many.ts
 	@$(NODE) bench/offline.ts
 
 build: setup ## the package for publishing, as JavaScript, in dist/

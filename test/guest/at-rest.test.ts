@@ -38,7 +38,7 @@ const kinds: Readonly<Record<string, Kind>> = {
 		mkfs: "mkfs.xfs -q -m crc=0",
 		mount: "mount -t xfs",
 		check: "xfs_repair -n",
-		reason: /XFS of this version is cleaned when|it is mounted, or was not unmounted/,
+		reason: /XFS of this kind is cleaned when|it is mounted/,
 	},
 	exFAT: {
 		mkfs: "mkfs.exfat",

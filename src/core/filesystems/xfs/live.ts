@@ -59,8 +59,8 @@ export interface XfsLiveOptions {
 /** More writes to the log between two views than any guest makes. */
 const LOG_WRITES_MAX = 1 << 16;
 
-/** Why nothing can be told of a volume that is in use. */
-const NEEDS_UNMOUNT = "it is cleaned when it is unmounted or frozen";
+/** Of a volume that tells nothing while it is in use. */
+const NEEDS_UNMOUNT = "XFS of this kind is cleaned when it is unmounted";
 
 export class XfsLiveVolume implements LiveVolume {
 	readonly viewPoints: ViewPoints = "any";
@@ -283,9 +283,9 @@ export class XfsLiveVolume implements LiveVolume {
 		const { geometry, log, ends } = await this.#readEnds(view);
 		this.#state = ends.clean && !ends.mountedSince ? "clean" : "dirty";
 		if (geometry.version === 4)
-			throw new VmsweepError("VOLUME_UNSUPPORTED", `it has format version 4; ${NEEDS_UNMOUNT}`);
+			throw new VmsweepError("VOLUME_UNSUPPORTED", `it has format version 4: ${NEEDS_UNMOUNT}`);
 		if (geometry.unknownLogFeatures !== 0)
-			throw new VmsweepError("VOLUME_UNSUPPORTED", `its log has unknown features; ${NEEDS_UNMOUNT}`);
+			throw new VmsweepError("VOLUME_UNSUPPORTED", `its log has unknown features: ${NEEDS_UNMOUNT}`);
 		const chain = await LogChain.anchor(view, geometry, log, ends, this.#options.evidence);
 		const metadata = new MetadataView(view, chain.overlay());
 		if (!(await this.#isStillTheSame(metadata)))
@@ -311,7 +311,8 @@ export class XfsLiveVolume implements LiveVolume {
 		this.#geometry = geometry;
 		if (this.#copies.size === 0) await this.#readCopies(view);
 		const { log } = geometry;
-		if (log === null) throw new VmsweepError("VOLUME_UNSUPPORTED", `its log is on another device; ${NEEDS_UNMOUNT}`);
+		if (log === null)
+			throw new VmsweepError("VOLUME_UNSUPPORTED", "its log is on another device, which is not supported");
 		const kind = { uuid: geometry.logUuid, isVersion2: geometry.isLogVersion2, hasChecksums: geometry.version === 5 };
 		return { geometry, log, ends: await findLogEnds(new LogRing(view, log), kind) };
 	}
