@@ -175,7 +175,9 @@ function* countBlocks(
 	{ clusterSize, clusters, refcountBits, refcountTable }: Qcow2Layout,
 ): Generator<{ at: number; bytes: Uint8Array; first: number; count: number }> {
 	const perBlock = (clusterSize * 8) / refcountBits;
-	for (let index = 0; index < refcountTable.entries && index * perBlock < clusters; index++) {
+	// A longer table is refused, whatever it says.
+	const entries = Math.min(refcountTable.entries, TABLE_MAX / 8);
+	for (let index = 0; index < entries && index * perBlock < clusters; index++) {
 		const entryAt = refcountTable.at + index * 8;
 		if (entryAt + 8 > image.size) return;
 		const word = viewOf(image.bytes(entryAt, 8));
