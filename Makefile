@@ -30,7 +30,7 @@ test: setup-guest check ## check, then everything under test/: real tools, real 
 soak: setup-guest ## long runs: test/soak/*.soak.ts, and all variants, seeds and mutations of what make test runs in part
 	@VMSWEEP_THOROUGH=1 VMSWEEP_SIM_RUNS=100000 VMSWEEP_FUZZ_COUNT=200000 $(TEST) --test-timeout=14400000 \
 		"test/soak/**/*.soak.ts" "test/sim/**/*.test.ts" "test/fuzz/**/*.test.ts" "test/interop/map*.test.ts" \
-		"test/interop/sweep-file-systems.test.ts" "test/interop/qcow2-sweep.test.ts" "test/guest/f2fs.test.ts"
+		"test/interop/sweep-file-systems.test.ts" "test/interop/qcow2-sweep.test.ts" "test/guest/{f2fs,lvm,at-rest}.test.ts"
 
 demo: setup-guest ## a guest deletes files and the host gets the space back
 	@$(NODE) tools/demo.ts

@@ -8,6 +8,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import type { DiskStatus } from "../../src/services/served-disk.ts";
+import { isThorough } from "../support/breadth.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { Guest } from "../support/guest.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
@@ -194,6 +195,7 @@ test("a guest with LVM, cleaned while it runs", async (t) => {
 
 test("random work in a logical volume in pieces, and in a striped one, while LVM's metadata changes", async (t) => {
 	if (!requireTool(t, "guest image")) return;
+	if (!isThorough) return t.skip("only in make soak");
 	const seed = testSeed() % 1_000_000;
 	t.diagnostic(`VMSWEEP_SEED=${seed}`);
 	await using folder = await temporaryFolder();

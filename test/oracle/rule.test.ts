@@ -10,7 +10,7 @@ import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
 import { requireTool } from "../support/requirements.ts";
 
 const SIZE = "320M";
-const short = ["--rounds", "3", "--seconds", "2"];
+const short = ["--rounds", "2", "--seconds", "2"];
 
 const cases: Readonly<Record<string, OracleCase>> = {
 	"ext4 as mkfs makes it": { kind: ext4, mkfs: ["-b", "4096"], mountOptions: "commit=1", load: short },

@@ -172,8 +172,8 @@ test("file systems made one over the other: what each of them holds stays right"
 	const kinds = [ext4, xfs, btrfs, ntfs];
 	if (!requireTool(t, ...LOOP_TOOLS, ...kinds.flatMap(({ tools }) => tools))) return;
 	await using bench = await Bench.open();
-	// Each one over each other, in a row.
-	const order = [ext4, xfs, ext4, btrfs, xfs, btrfs, ext4, ntfs, xfs, ntfs, btrfs, ntfs, ext4];
+	// Some of all pairs; test/soak/mkfs-over.soak.ts has all, of more kinds.
+	const order = [ext4, xfs, btrfs, ext4, ntfs, xfs, ext4];
 	for (const [step, kind] of order.entries()) {
 		await bench.make(kind);
 		let before: string[];

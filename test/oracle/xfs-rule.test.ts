@@ -10,7 +10,7 @@ import { judgeXfs, withQuickLogWorker } from "../support/oracle-xfs.ts";
 import { requireTool } from "../support/requirements.ts";
 
 const SIZE = "400M";
-const short = ["--rounds", "3", "--seconds", "2"];
+const short = ["--rounds", "2", "--seconds", "2"];
 
 const cases: Readonly<Record<string, OracleCase>> = {
 	"as mkfs makes it": { kind: xfs, mkfs: [], mountOptions: "defaults", load: short, unit: 512 },
@@ -19,13 +19,6 @@ const cases: Readonly<Record<string, OracleCase>> = {
 		mkfs: ["-m", "rmapbt=1,reflink=1", "-d", "agcount=5"],
 		mountOptions: "logbsize=256k,logbufs=8",
 		load: [...short, "--shutdown"],
-		unit: 512,
-	},
-	"1 KiB blocks, short log buffers": {
-		kind: xfs,
-		mkfs: ["-b", "size=1024", "-m", "finobt=0", "-i", "sparse=0"],
-		mountOptions: "logbsize=32k,logbufs=2",
-		load: short,
 		unit: 512,
 	},
 };
