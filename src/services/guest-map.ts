@@ -5,9 +5,9 @@
 // Each volume is read by itself and with a budget of bytes: a damaged or hostile volume is kept whole, and never
 // spoils the next one. Overlapping partitions are kept whole, all of them.
 
+import { isVolumeError } from "../core/filesystems/kept-volume.ts";
 import type { Area } from "../core/volumes/areas.ts";
 import { cutOut } from "../core/volumes/pieces.ts";
-import { isVmsweepError } from "../foundations/errors.ts";
 import type { ByteRange, GuestMap, VolumeMap } from "../foundations/guest-map.ts";
 import type { ByteSource } from "../foundations/source.ts";
 import { metered } from "../foundations/source.ts";
@@ -119,11 +119,7 @@ async function readVolume(disk: ByteSource, identified: IdentifiedVolume, option
 		};
 	} catch (error) {
 		// What the metadata leads to, not what the disk fails at: keep this volume and go on with the next.
-		if (
-			isVmsweepError(error) &&
-			(error.kind === "corrupt" || error.kind === "unsupported" || error.code === "OUT_OF_RANGE")
-		)
-			return keptWhole(identified, "unknown", error.message);
+		if (isVolumeError(error)) return keptWhole(identified, "unknown", error.message);
 		throw error;
 	}
 }

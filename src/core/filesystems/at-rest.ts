@@ -13,12 +13,13 @@
 //    before they change anything (`marksMounts`): only this server may be new here, and the guest not
 //  - what is free is read anew for every verdict: there is no cache that could be of another moment
 
-import { assert, isVmsweepError } from "../../foundations/errors.ts";
+import { assert } from "../../foundations/errors.ts";
 import type { ByteRange, FileSystemMap, FileSystemReader, VolumeState } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { metered } from "../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition } from "../../foundations/units.ts";
+import { isVolumeError } from "./kept-volume.ts";
 import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "./live.ts";
 import { findSignatures } from "./signatures.ts";
 
@@ -182,7 +183,7 @@ export class AtRestVolume implements LiveVolume {
 			this.#seen = { map, at };
 			return map;
 		} catch (error) {
-			if (!isBelief(error)) throw error;
+			if (!isVolumeError(error)) throw error;
 			return keep(error.message, false);
 		}
 	}
@@ -192,7 +193,7 @@ export class AtRestVolume implements LiveVolume {
 		try {
 			return (await this.#kind.marks(view)).toSorted((a, b) => a.start - b.start);
 		} catch (error) {
-			if (!isBelief(error)) throw error;
+			if (!isVolumeError(error)) throw error;
 			return [];
 		}
 	}
@@ -228,10 +229,6 @@ export class AtRestVolume implements LiveVolume {
 		return first !== undefined && first.start <= at && first.start + first.length >= at + length;
 	}
 }
-
-/** True for what says "this volume can't be believed"; errors of the disk itself must go on up. */
-const isBelief = (error: unknown): error is Error =>
-	isVmsweepError(error) && (error.kind === "corrupt" || error.kind === "unsupported" || error.code === "OUT_OF_RANGE");
 
 const sameRanges = (a: readonly ByteRange[], b: readonly ByteRange[]): boolean =>
 	a.length === b.length && a.every(({ start, length }, i) => start === b[i]!.start && length === b[i]!.length);

@@ -1,6 +1,6 @@
 // What all readers say alike: who a volume is, and that it is kept whole, and why.
 
-import { isVmsweepError } from "../../foundations/errors.ts";
+import { isVmsweepError, type VmsweepError } from "../../foundations/errors.ts";
 import type { FileSystemMap, VolumeState } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { byteCount } from "../../foundations/units.ts";
@@ -39,6 +39,10 @@ export const reasonToKeep = (error: unknown): string | null =>
 	isVmsweepError(error) && (error.code === "VOLUME_DAMAGED" || error.code === "VOLUME_UNSUPPORTED")
 		? error.message
 		: null;
+
+/** True for what a volume's bytes lead to: it can't be believed. Errors of the disk itself must go on up. */
+export const isVolumeError = (error: unknown): error is VmsweepError =>
+	isVmsweepError(error) && (error.kind === "corrupt" || error.kind === "unsupported" || error.code === "OUT_OF_RANGE");
 
 /** The identity as a map has it. */
 export const named = ({ type, uuid, label, blockSize }: VolumeIdentity) => ({

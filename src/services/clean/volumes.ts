@@ -17,10 +17,11 @@ import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/pl
 import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
 import type { Area } from "../../core/volumes/areas.ts";
 import { cutOut, inDiskOrder, piecesOf, placeInVolume } from "../../core/volumes/pieces.ts";
+import { joinRanges } from "../../foundations/byte-ranges.ts";
 import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
-import { type ByteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
+import { byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
 import { fileSystemReaders } from "../file-systems.ts";
 import { contentOf, type IdentifiedVolume, identifyVolumes } from "../identify-volumes.ts";
 import type { FreezePoint } from "./freeze-point.ts";
@@ -352,11 +353,11 @@ function takeWritesUpTo(volume: ServedVolume, position: LogPosition): MetadataWr
 function watchPlan(list: readonly ServedVolume[], identity: readonly ByteRange[]): WatchPlan {
 	return {
 		volumes: list.map(({ areas, live }) => ({
-			runs: live === undefined ? [] : joined(areas.map(({ diskStart: start, length }) => ({ start, length }))),
+			runs: live === undefined ? [] : joinRanges(areas.map(({ diskStart: start, length }) => ({ start, length }))),
 			viewWhenCollected: live?.viewPoints === "any",
 		})),
 		ranges: list.flatMap(watchRanges).toSorted((a, b) => a.start - b.start),
-		identity: joined(identity),
+		identity: joinRanges(identity),
 	};
 }
 
@@ -371,19 +372,6 @@ function watchRanges({ areas, live }: ServedVolume, volume: number): WatchRange[
 			...(withoutBytes === undefined ? {} : { withoutBytes }),
 		})),
 	);
-}
-
-/** Sorts ranges and joins those that touch or overlap. */
-function joined(ranges: readonly ByteRange[]): ByteRange[] {
-	const result: ByteRange[] = [];
-	for (const range of ranges.toSorted((a, b) => a.start - b.start)) {
-		const last = result.at(-1);
-		const end = range.start + range.length;
-		if (last === undefined || last.start + last.length < range.start) result.push(range);
-		else
-			result[result.length - 1] = { start: last.start, length: Math.max(last.length, end - last.start) as ByteCount };
-	}
-	return result;
 }
 
 /** Tells one state of how the disk is divided from every other; each change of LVM's metadata is one. */

@@ -5,6 +5,7 @@
 //
 // Reserved descriptors, inode tables and backups are not watched: no free block is proved by them.
 
+import { joinRanges } from "../../../foundations/byte-ranges.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount } from "../../../foundations/units.ts";
 import { byteCount, byteOffset } from "../../../foundations/units.ts";
@@ -81,13 +82,9 @@ export function watchRanges(volumeSize: ByteCount, structure: Structure | null):
 				mark: { pattern, every: byteCount(blockSize) },
 			});
 	}
-	const merged: { start: number; end: number }[] = [];
-	for (const { start, length } of places.sort((a, b) => a.start - b.start)) {
-		const last = merged.at(-1);
-		if (last !== undefined && start <= last.end) last.end = Math.max(last.end, start + length);
-		else merged.push({ start, end: start + length });
-	}
-	const ranges = merged.map(({ start, end }) => ({ start: byteOffset(start), length: byteCount(end - start) }));
+	const ranges = joinRanges(
+		places.map(({ start, length }) => ({ start: byteOffset(start), length: byteCount(length) })),
+	);
 	return [...ranges.map((range) => ({ ...range, kind: "structure" as const })), ...journal];
 }
 

@@ -14,6 +14,7 @@
 // Blocks that are free but not settled yet become settled by later commits without any metadata changing, so the
 // caller tries them again itself; `changed` lists only what was read again.
 
+import { joinRanges } from "../../../foundations/byte-ranges.ts";
 import { crc32c } from "../../../foundations/crc.ts";
 import { assert, type ErrorKind, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
@@ -21,6 +22,7 @@ import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
+import { isVolumeError } from "../kept-volume.ts";
 import type {
 	Evidence,
 	FileSystemBlock,
@@ -419,11 +421,7 @@ export class Ext4LiveVolume implements LiveVolume {
 		try {
 			return await judge();
 		} catch (error) {
-			if (
-				!isVmsweepError(error) ||
-				(error.kind !== "corrupt" && error.kind !== "unsupported" && error.code !== "OUT_OF_RANGE")
-			)
-				throw error;
+			if (!isVolumeError(error)) throw error;
 			this.#newLayout(error.message);
 			this.#solution = this.#solutionOf(error.kind);
 			return this.#keep(view, at, error.message, false, this.#solution);
@@ -573,15 +571,14 @@ const allGroups = (geometry: Geometry): number[] => Array.from({ length: geometr
 
 /** Groups (sorted) as byte ranges of the volume, neighbours merged, widened to whole 4 KiB. */
 function groupRanges(geometry: Geometry, groups: readonly number[]): ByteRange[] {
-	const ranges: { start: number; end: number }[] = [];
-	for (const group of groups) {
-		const start = roundDown(groupStart(geometry, group) * geometry.blockSize, 4096);
-		const end = roundUp(groupEnd(geometry, group) * geometry.blockSize, 4096);
-		const last = ranges.at(-1);
-		if (last !== undefined && start <= last.end) last.end = Math.max(last.end, end);
-		else ranges.push({ start, end });
-	}
-	return ranges.map(({ start, end }) => ({ start: byteOffset(start), length: byteCount(end - start) }));
+	const { blockSize } = geometry;
+	return joinRanges(
+		groups.map((group) => {
+			const start = roundDown(groupStart(geometry, group) * blockSize, 4096);
+			const end = roundUp(groupEnd(geometry, group) * blockSize, 4096);
+			return { start: byteOffset(start), length: byteCount(end - start) };
+		}),
+	);
 }
 
 /** The descriptor of `group` out of a descriptor block whose first one is `first`'s. */

@@ -13,6 +13,7 @@
 //  - evidence is counted only inside one incarnation; every discontinuity begins a new one and has all read again
 //  - memory: the free runs, and the blocks that the log has in a newer version than their home place
 
+import { joinRanges } from "../../../foundations/byte-ranges.ts";
 import { crc32c } from "../../../foundations/crc.ts";
 import { assert, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
@@ -21,6 +22,7 @@ import { metered, readBytes } from "../../../foundations/source.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
+import { isVolumeError } from "../kept-volume.ts";
 import type {
 	Evidence,
 	FileSystemBlock,
@@ -410,11 +412,7 @@ export class XfsLiveVolume implements LiveVolume {
 		try {
 			return await judge();
 		} catch (error) {
-			if (
-				!isVmsweepError(error) ||
-				(error.kind !== "corrupt" && error.kind !== "unsupported" && error.code !== "OUT_OF_RANGE")
-			)
-				throw error;
+			if (!isVolumeError(error)) throw error;
 			this.#break(error.message);
 			this.#mustCheckSignatures = true;
 			const waitsFor = error.kind === "unsupported" ? "support" : "repair";
@@ -508,15 +506,14 @@ function watchRanges(
 	size: ByteCount,
 	{ agCount, agBlocks, blockSize, sectorSize, log }: Geometry,
 ): readonly WatchRange[] {
-	const places = [...signatureRanges(size)].map(({ start, length }) => ({
-		start: start as number,
-		end: start + length,
+	const headers = Array.from({ length: agCount }, (_, group) => ({
+		start: byteOffset(group * agBlocks * blockSize),
+		length: byteCount(2 * sectorSize),
 	}));
-	for (let group = 0; group < agCount; group++) {
-		const start = group * agBlocks * blockSize;
-		places.push({ start, end: start + 2 * sectorSize });
-	}
-	const structure = merged(places).map((range) => ({ ...range, kind: "structure" as const }));
+	const structure = joinRanges([...signatureRanges(size), ...headers]).map((range) => ({
+		...range,
+		kind: "structure" as const,
+	}));
 	if (log === null) return structure;
 	const length = byteCount(log.basicBlocks * BASIC_BLOCK);
 	return [...structure, { start: byteOffset(log.start), length, kind: "journal", withoutBytes: true }];
@@ -525,21 +522,11 @@ function watchRanges(
 /** Groups (sorted) as byte ranges of the volume, widened to whole 4 KiB. */
 function groupRanges({ agBlocks, blockSize, dataBlocks }: Geometry, groups: readonly number[]): ByteRange[] {
 	const groupBytes = agBlocks * blockSize;
-	return merged(
-		groups.map((group) => ({
-			start: roundDown(group * groupBytes, 4096),
-			end: roundUp(Math.min((group + 1) * groupBytes, dataBlocks * blockSize), 4096),
-		})),
+	return joinRanges(
+		groups.map((group) => {
+			const start = roundDown(group * groupBytes, 4096);
+			const end = roundUp(Math.min((group + 1) * groupBytes, dataBlocks * blockSize), 4096);
+			return { start: byteOffset(start), length: byteCount(end - start) };
+		}),
 	);
-}
-
-/** Sorts ranges and joins those that touch or overlap. */
-function merged(ranges: readonly { readonly start: number; readonly end: number }[]): ByteRange[] {
-	const result: { start: number; end: number }[] = [];
-	for (const { start, end } of ranges.toSorted((a, b) => a.start - b.start)) {
-		const last = result.at(-1);
-		if (last !== undefined && start <= last.end) last.end = Math.max(last.end, end);
-		else result.push({ start, end });
-	}
-	return result.map(({ start, end }) => ({ start: byteOffset(start), length: byteCount(end - start) }));
 }
