@@ -23,9 +23,9 @@ import { requirePrograms } from "../tools/required-programs.ts";
 import { ScratchFolder } from "../tools/scratch-folder.ts";
 import { chosen, positive } from "./choices.ts";
 import { readFioReport } from "./fio.ts";
+import { type Finding, inTurns, printMedians, printRatio, type Row } from "./in-turns.ts";
 import { describeMachine, machineLines } from "./machine.ts";
 import { type Server, startServer } from "./peers.ts";
-import { spreadOf } from "./statistics.ts";
 
 const MIB = 1 << 20;
 const DISK_BYTES = 1536 * MIB;
@@ -34,10 +34,7 @@ const LOG_BYTES = 256 * MIB;
 const servers = ["vmsweep", "vmsweep-off", "nbdkit"] as const;
 type ServerId = (typeof servers)[number];
 
-/** One server in one round. */
-interface Finding {
-	readonly server: ServerId;
-	readonly round: number;
+interface GuestFinding extends Finding {
 	/** Paced. */
 	readonly latencyMsP50: number;
 	readonly latencyMsP99: number;
@@ -87,7 +84,7 @@ async function serve(id: ServerId, folder: string, vmsweep: string): Promise<Ser
 
 const CHURN = `while :; do for i in $(seq 12); do head -c 8M /dev/urandom > /mnt/churn$i; sync /mnt/churn$i; done; rm /mnt/churn*; done`;
 
-async function measure(id: ServerId, round: number, folder: string, settings: Settings): Promise<Finding> {
+async function measure(id: ServerId, round: number, folder: string, settings: Settings): Promise<GuestFinding> {
 	const { seconds, vmsweep } = settings;
 	await using server = await serve(id, folder, vmsweep);
 	await using guest = await Guest.boot({ disks: [{ uri: nbdUri(socketOf(folder)) }], discard: "off" });
@@ -109,36 +106,21 @@ async function measure(id: ServerId, round: number, folder: string, settings: Se
 	return { server: id, round, latencyMsP50, latencyMsP99, operationsPerSecond, cores, movedBytes };
 }
 
-function report(findings: readonly Finding[], { rounds, servers: ids }: Settings): void {
-	const of = (id: ServerId): readonly Finding[] => findings.filter(({ server }) => server === id);
-	const rows: readonly (readonly [string, (finding: Finding) => number])[] = [
-		["p50 paced, µs", ({ latencyMsP50 }) => 1000 * latencyMsP50],
-		["p99 paced, µs", ({ latencyMsP99 }) => 1000 * latencyMsP99],
-		["requests per second, full", ({ operationsPerSecond }) => operationsPerSecond],
-		["processors of the server", ({ cores }) => cores],
-		["moved, MiB", ({ movedBytes }) => movedBytes / MIB],
-	];
-	console.log(`\nmedians of ${rounds} rounds, in a guest`);
-	console.log(["".padEnd(28), ...ids.map((id) => id.padStart(14))].join(""));
-	for (const [title, figure] of rows)
-		console.log(
-			[title.padEnd(28), ...ids.map((id) => spreadOf(of(id).map(figure))!.median.toPrecision(3).padStart(14))].join(""),
-		);
-	const compare = (title: string, one: ServerId, other: ServerId, figure: (finding: Finding) => number): void => {
-		const others = new Map(of(other).map((each) => [each.round, figure(each)]));
-		const ratios = of(one).flatMap((each) => {
-			const base = others.get(each.round);
-			return base === undefined ? [] : [figure(each) / base];
-		});
-		const spread = spreadOf(ratios);
-		if (spread === undefined) return;
-		const [ratio, min, max] = [spread.median, spread.min, spread.max].map((value) => value.toFixed(2));
-		console.log(`${title.padEnd(44)} ${ratio} (${min}–${max})`);
-	};
-	compare("p99, cleaning on : off", "vmsweep", "vmsweep-off", ({ latencyMsP99 }) => latencyMsP99);
-	compare("requests per second, cleaning on : off", "vmsweep", "vmsweep-off", (each) => each.operationsPerSecond);
-	compare("p99, cleaning on : nbdkit", "vmsweep", "nbdkit", ({ latencyMsP99 }) => latencyMsP99);
-	compare("requests per second, cleaning on : nbdkit", "vmsweep", "nbdkit", (each) => each.operationsPerSecond);
+const rows: readonly Row<GuestFinding>[] = [
+	["p50 paced, µs", ({ latencyMsP50 }) => 1000 * latencyMsP50],
+	["p99 paced, µs", ({ latencyMsP99 }) => 1000 * latencyMsP99],
+	["requests per second, full", ({ operationsPerSecond }) => operationsPerSecond],
+	["processors of the server", ({ cores }) => cores],
+	["moved, MiB", ({ movedBytes }) => movedBytes / MIB],
+];
+
+function report(findings: readonly GuestFinding[], { rounds, servers: ids }: Settings): void {
+	printMedians(`medians of ${rounds} rounds, in a guest`, ids, findings, rows);
+	for (const other of ["vmsweep-off", "nbdkit"] as const) {
+		const what = other === "nbdkit" ? "cleaning on : nbdkit" : "cleaning on : off";
+		printRatio(`p99, ${what}`, ["vmsweep", other], findings, ({ latencyMsP99 }) => latencyMsP99);
+		printRatio(`requests per second, ${what}`, ["vmsweep", other], findings, (each) => each.operationsPerSecond);
+	}
 }
 
 try {
@@ -157,14 +139,9 @@ try {
 	requirePrograms("the benchmark", [...tools, "qemu-system-x86_64", "findmnt", "nbdinfo"]);
 	await using scratch = await ScratchFolder.make(settings.folder, "vmsweep-guest-");
 	console.log(machineLines(await describeMachine(scratch.path, tools)).join("\n"));
-	const findings: Finding[] = [];
-	for (let round = 0; round < settings.rounds; round++)
-		for (let turn = 0; turn < settings.servers.length; turn++) {
-			const id = settings.servers[(turn + round) % settings.servers.length]!;
-			const finding = await measure(id, round, scratch.path, settings);
-			findings.push(finding);
-			console.log(JSON.stringify(finding));
-		}
+	const findings = await inTurns(settings.servers, settings.rounds, (id, round) =>
+		measure(id, round, scratch.path, settings),
+	);
 	report(findings, settings);
 } catch (error) {
 	if (!isVmsweepError(error)) throw error;

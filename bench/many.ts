@@ -24,9 +24,9 @@ import { requirePrograms } from "../tools/required-programs.ts";
 import { ScratchFolder } from "../tools/scratch-folder.ts";
 import { chosen, positive } from "./choices.ts";
 import { readFioReport } from "./fio.ts";
+import { type Finding, inTurns, printMedians, printRatio, type Row } from "./in-turns.ts";
 import { describeMachine, machineLines } from "./machine.ts";
 import { type Server, startServer } from "./peers.ts";
-import { spreadOf } from "./statistics.ts";
 
 const MIB = 1 << 20;
 const DISK_BYTES = 512 * MIB;
@@ -43,9 +43,7 @@ const servers = ["vmsweep", "vmsweep-off", "nbdkit", "qsd"] as const;
 type ServerId = (typeof servers)[number];
 
 /** One server in one round. Processor time as a share of one processor. */
-interface Finding {
-	readonly server: ServerId;
-	readonly round: number;
+interface ManyFinding extends Finding {
 	readonly startedBytes: number;
 	readonly restCores: number;
 	readonly loadedBytes: number;
@@ -154,7 +152,7 @@ async function fioOnAll(
 	return runOk("fio", ["--output-format=json", ...all, ...jobs], { timeoutSeconds });
 }
 
-async function measure(id: ServerId, round: number, folder: string, settings: Settings): Promise<Finding> {
+async function measure(id: ServerId, round: number, folder: string, settings: Settings): Promise<ManyFinding> {
 	const { disks, seconds } = settings;
 	await using server = await serve(id, folder, settings);
 	await delay(SETTLE_MS);
@@ -199,42 +197,16 @@ async function measure(id: ServerId, round: number, folder: string, settings: Se
 	};
 }
 
-function report(findings: readonly Finding[], settings: Settings): void {
-	const median = (id: ServerId, of: (finding: Finding) => number): number =>
-		spreadOf(findings.filter(({ server }) => server === id).map(of))!.median;
-	const rows: readonly (readonly [string, (finding: Finding) => string | number])[] = [
-		["resident when started, MiB", ({ startedBytes }) => startedBytes / MIB],
-		["resident after load, MiB", ({ loadedBytes }) => loadedBytes / MIB],
-		["processor at rest, %", ({ restCores }) => 100 * restCores],
-		["processor under load, %", ({ loadCores }) => 100 * loadCores],
-		["requests per second", ({ operationsPerSecond }) => operationsPerSecond],
-		["p50, µs", ({ latencyMsP50 }) => 1000 * latencyMsP50],
-		["p99, µs", ({ latencyMsP99 }) => 1000 * latencyMsP99],
-		["moved since the fill, MiB", ({ movedBytes }) => movedBytes / MIB],
-	];
-	console.log(`\nmedians of ${settings.rounds} rounds, ${settings.disks} disks`);
-	console.log(["".padEnd(28), ...settings.servers.map((id) => id.padStart(12))].join(""));
-	for (const [title, of] of rows)
-		console.log(
-			[
-				title.padEnd(28),
-				...settings.servers.map((id) =>
-					median(id, of as (finding: Finding) => number)
-						.toPrecision(3)
-						.padStart(12),
-				),
-			].join(""),
-		);
-	const off = new Map(findings.filter(({ server }) => server === "vmsweep-off").map((each) => [each.round, each]));
-	const ratios = findings.flatMap(({ server, round, latencyMsP99 }) => {
-		const other = off.get(round);
-		return server === "vmsweep" && other !== undefined ? [latencyMsP99 / other.latencyMsP99] : [];
-	});
-	const spread = spreadOf(ratios);
-	if (spread === undefined) return;
-	const [ratio, min, max] = [spread.median, spread.min, spread.max].map((value) => value.toFixed(2));
-	console.log(`p99 with cleaning on : off   ${ratio} (${min}–${max})`);
-}
+const rows: readonly Row<ManyFinding>[] = [
+	["resident when started, MiB", ({ startedBytes }) => startedBytes / MIB],
+	["resident after load, MiB", ({ loadedBytes }) => loadedBytes / MIB],
+	["processor at rest, %", ({ restCores }) => 100 * restCores],
+	["processor under load, %", ({ loadCores }) => 100 * loadCores],
+	["requests per second", ({ operationsPerSecond }) => operationsPerSecond],
+	["p50, µs", ({ latencyMsP50 }) => 1000 * latencyMsP50],
+	["p99, µs", ({ latencyMsP99 }) => 1000 * latencyMsP99],
+	["moved since the fill, MiB", ({ movedBytes }) => movedBytes / MIB],
+];
 
 try {
 	const text = { type: "string" } as const;
@@ -254,15 +226,11 @@ try {
 	requirePrograms("the benchmark", [...tools, "findmnt", "nbdinfo"]);
 	await using scratch = await ScratchFolder.make(settings.folder, "vmsweep-many-");
 	console.log(machineLines(await describeMachine(scratch.path, tools)).join("\n"));
-	const findings: Finding[] = [];
-	for (let round = 0; round < settings.rounds; round++)
-		for (let turn = 0; turn < settings.servers.length; turn++) {
-			const id = settings.servers[(turn + round) % settings.servers.length]!;
-			const finding = await measure(id, round, scratch.path, settings);
-			findings.push(finding);
-			console.log(JSON.stringify(finding));
-		}
-	report(findings, settings);
+	const findings = await inTurns(settings.servers, settings.rounds, (id, round) =>
+		measure(id, round, scratch.path, settings),
+	);
+	printMedians(`medians of ${settings.rounds} rounds, ${settings.disks} disks`, settings.servers, findings, rows);
+	printRatio("p99, cleaning on : off", ["vmsweep", "vmsweep-off"], findings, ({ latencyMsP99 }) => latencyMsP99);
 } catch (error) {
 	if (!isVmsweepError(error)) throw error;
 	console.error(`bench: ${error.message}`);
