@@ -60,13 +60,10 @@ const allKinds: Readonly<Record<string, Kind>> = {
 /** Those that show their unmount; all of them in a soak. */
 const kinds = Object.fromEntries(Object.entries(allKinds).filter(([, { kept }]) => isThorough || kept !== true));
 
-/** Waits until a few rounds have passed in which nothing was written: whatever can be looked at was. */
+/** After some rounds in which nothing was written: whatever can be looked at was. */
 async function afterRest(server: SweepServer): Promise<Awaited<ReturnType<SweepServer["status"]>>> {
-	let since = { position: -1, round: 0 };
-	return await server.reaches(({ first, cleaner }) => {
-		if (first.position !== since.position) since = { position: first.position, round: cleaner.rounds };
-		return cleaner.rounds >= since.round + 4;
-	}, "some rounds at rest");
+	await server.rounds(4);
+	return await server.status();
 }
 
 const HASHES = "cd /mnt/keep && sha256sum * && cd /";

@@ -279,6 +279,7 @@ test("an XFS at rest gives back at a freeze point what its last commits gave up"
 			head -c ${JUNK_BYTES} /dev/urandom > junk && sync junk && rm junk && head -c 2000000 /dev/urandom > keep/b && sync -f .`;
 		await runOk("bash", ["-c", script, "fill", mounted.path]);
 		const expected = await hashesIn(join(mounted.path, "keep"));
+		freeze.ready.resolve();
 		const status = await server.reaches(
 			({ cleaner, volumes }) => cleaner.droppedBytes >= JUNK_BYTES * 0.98 && volumes[0]?.frozenAt != null,
 			"the deleted file's space",

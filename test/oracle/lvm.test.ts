@@ -73,8 +73,7 @@ class Bench implements AsyncDisposable {
 	}
 
 	async rounds(count: number): Promise<void> {
-		const { cleaner } = await this.server.status();
-		await this.server.reaches((now) => now.cleaner.rounds >= cleaner.rounds + count, `${count} rounds`);
+		await this.server.rounds(count);
 	}
 
 	async dropped(): Promise<number> {

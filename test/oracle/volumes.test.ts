@@ -42,8 +42,7 @@ class Bench implements AsyncDisposable {
 	}
 	/** Waits until the cleaner has looked at the disk this many times more. */
 	async rounds(count: number): Promise<void> {
-		const { cleaner } = await this.server.status();
-		await this.server.reaches((now) => now.cleaner.rounds >= cleaner.rounds + count, `${count} rounds`);
+		await this.server.rounds(count);
 	}
 	async dropped(): Promise<number> {
 		return (await this.server.status()).cleaner.droppedBytes;

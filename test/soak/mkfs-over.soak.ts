@@ -50,10 +50,6 @@ test("file systems of every kind made over each other in a guest", async (t) => 
 	await createDisk(disk, { size: "512M" });
 	await using server = await SweepServer.serve(disk, "--btrfs-mounted", "drop");
 	await using guest = await Guest.boot({ disks: [{ uri: server.uri }], discard: "off" });
-	const rounds = async (count: number): Promise<void> => {
-		const { cleaner } = await server.status();
-		await server.reaches((now) => now.cleaner.rounds >= cleaner.rounds + count, `${count} rounds`);
-	};
 	const order = walk(random);
 	t.diagnostic(order.join(" "));
 	for (const [step, name] of order.entries()) {
@@ -66,9 +62,9 @@ test("file systems of every kind made over each other in a guest", async (t) => 
 			for i in 2 4 6 8 10 12 14 16 18 20; do rm /mnt/f$i; done
 			sync
 			cd /mnt && sha256sum f*`);
-		await rounds(2);
+		await server.rounds(2);
 		await guest.run("umount /mnt");
-		await rounds(2);
+		await server.rounds(2);
 		const after = await guest.run(`
 			set -e
 			echo 3 > /proc/sys/vm/drop_caches

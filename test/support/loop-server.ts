@@ -2,7 +2,7 @@
 
 import { statSync } from "node:fs";
 import { basename, join } from "node:path";
-import { askStatus } from "../../src/services/control.ts";
+import { askServed, askStatus } from "../../src/services/control.ts";
 import type { DiskStatus } from "../../src/services/served-disk.ts";
 import { type ClientOptions, NbdClient } from "./nbd-client.ts";
 import { type Finished, type Running, runOk, start, vmsweep } from "./processes.ts";
@@ -47,6 +47,13 @@ export class SweepServer implements AsyncDisposable {
 	/** What `vmsweep status --json` says, without starting a program for it. */
 	status(): Promise<DiskStatus> {
 		return askStatus(this.disk);
+	}
+
+	/** Has the cleaner look at the disk so many times or more, now: a disk at rest is looked at every few seconds only. */
+	async rounds(count: number): Promise<void> {
+		const { cleaner } = await this.status();
+		while ((await this.status()).cleaner.rounds < cleaner.rounds + count)
+			await askServed(this.disk, "clean", { vmOff: false });
 	}
 
 	/** Asks for the status until `condition` holds. */
