@@ -42,17 +42,45 @@ const uses: Record<ImageUse, { readonly used: readonly number[]; readonly notSha
  * Throws IMAGE_LOCKED where somebody uses the image in a way that doesn't go together.
  */
 export async function lockImage(fd: number, path: string, use: ImageUse): Promise<void> {
+	const conflict = await settled(path, () => lockImageNow(fd, use));
+	if (conflict !== undefined) throw await refusal("IMAGE_LOCKED", path, use, conflict);
+}
+
+/** What stands against a lock. */
+interface Conflict {
+	/** A negated errno. */
+	readonly result: number;
+	readonly permissionName?: string | undefined;
+}
+
+function lockImageNow(fd: number, use: ImageUse): Conflict | undefined {
 	const { used, notShared } = uses[use];
 	for (const byte of [...used.map((bit) => USED_BASE + bit), ...notShared.map((bit) => NOT_SHARED_BASE + bit)]) {
 		const result = setLock(fd, F_RDLCK, byte, 1);
 		// A shared lock only fails against an exclusive one, which vmsweep sets on its first images.
-		if (result < 0) throw await refusal("IMAGE_LOCKED", path, use, result);
+		if (result < 0) return { result };
 	}
 	for (const bit of used)
-		if (isLocked(fd, NOT_SHARED_BASE + bit, 1))
-			throw await refusal("IMAGE_LOCKED", path, use, -EAGAIN, permissionNames[bit]);
+		if (isLocked(fd, NOT_SHARED_BASE + bit, 1)) return { result: -EAGAIN, permissionName: permissionNames[bit] };
 	for (const bit of notShared)
-		if (isLocked(fd, USED_BASE + bit, 1)) throw await refusal("IMAGE_LOCKED", path, use, -EAGAIN, permissionNames[bit]);
+		if (isLocked(fd, USED_BASE + bit, 1)) return { result: -EAGAIN, permissionName: permissionNames[bit] };
+	return undefined;
+}
+
+/** Tries, and the time between them in milliseconds, while a lock has no holder any more. */
+const TRIES = 60;
+const RETRY_MS = 50;
+
+/**
+ * A process that was killed is gone before what it had in io_uring is: its locks go a moment later. So a lock that no process
+ * holds is waited for. Returns what stands against it still.
+ */
+async function settled(path: string, lock: () => Conflict | undefined): Promise<Conflict | undefined> {
+	for (let tried = 1; ; tried++) {
+		const conflict = lock();
+		if (conflict?.result !== -EAGAIN || tried === TRIES || (await openersOf(path)).length > 0) return conflict;
+		await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+	}
 }
 
 /**
@@ -60,8 +88,11 @@ export async function lockImage(fd: number, path: string, use: ImageUse): Promis
  * Throws DISK_LOCKED where another process has it.
  */
 export async function lockDisk(fd: number, path: string): Promise<void> {
-	const result = setLock(fd, F_WRLCK, 0, TO_THE_END);
-	if (result < 0) throw await refusal("DISK_LOCKED", path, "write", result);
+	const conflict = await settled(path, () => {
+		const result = setLock(fd, F_WRLCK, 0, TO_THE_END);
+		return result < 0 ? { result } : undefined;
+	});
+	if (conflict !== undefined) throw await refusal("DISK_LOCKED", path, "write", conflict);
 }
 
 /** True where another opener holds the disk's first image: somebody serves the disk. Takes no lock. */
@@ -105,8 +136,7 @@ async function refusal(
 	code: "IMAGE_LOCKED" | "DISK_LOCKED",
 	path: string,
 	use: ImageUse,
-	result: number,
-	permissionName?: string,
+	{ result, permissionName }: Conflict,
 ): Promise<VmsweepError> {
 	if (result !== -EAGAIN && result !== -EACCES) {
 		const why = `the host's file system can't lock it (${errnoName(-result)})`;
