@@ -7,7 +7,7 @@ import { test } from "node:test";
 import type { PlaneCall, PlanePort, PlaneStatus, ViewHandle } from "../../src/adapters/plane/messages.ts";
 import { LastWritten } from "../../src/core/cleaner/last-written.ts";
 import type { BlockRun } from "../../src/core/cleaner/runs.ts";
-import type { LiveState } from "../../src/core/filesystems/live.ts";
+import type { LiveState, LiveVolume } from "../../src/core/filesystems/live.ts";
 import { linearArea } from "../../src/core/volumes/areas.ts";
 import { byteCount, byteOffset, logPosition } from "../../src/foundations/units.ts";
 import { Cleaner, type CleanerWorld } from "../../src/services/clean/cleaner.ts";
@@ -192,6 +192,16 @@ test("fold: a view of which the first image has forgotten a block behind a punch
 	await assert.rejects(cleaner.foldView(written), /folded over newer content/);
 });
 
+/** A world in which nothing is known of the disk, at the time that `now` gives. */
+function noVolumes({ directory }: PlaneServer, now: () => number): CleanerWorld {
+	return {
+		identify: () =>
+			Promise.resolve({ list: [], judge: () => Promise.resolve([]), isStillTheSame: () => Promise.resolve(true) }),
+		allocated: () => directory.second.held,
+		now,
+	};
+}
+
 test("--max-rate: cleaning in the background waits for what it copied to be paid for, unless clients wait for room", async () => {
 	await using folder = await temporaryFolder();
 	await using server = await startPlane({ directory: folder.file("disk") });
@@ -203,12 +213,6 @@ test("--max-rate: cleaning in the background waits for what it copied to be paid
 	let now = 0;
 	let rested = 0;
 	const limit = new RateLimit(MIB, () => now);
-	const world = {
-		identify: () =>
-			Promise.resolve({ list: [], judge: () => Promise.resolve([]), isStillTheSame: () => Promise.resolve(true) }),
-		allocated: () => server.directory.second.held,
-		now: () => now,
-	};
 	let stalled = false;
 	const plane = {
 		ask: async (asked: PlaneCall, ...input: unknown[]): Promise<unknown> => {
@@ -221,7 +225,7 @@ test("--max-rate: cleaning in the background waits for what it copied to be paid
 	} as PlanePort;
 	const { cleaner } = operators(server, {
 		plane,
-		world,
+		world: noVolumes(server, () => now),
 		limit,
 		rest: (milliseconds) => {
 			now += milliseconds;
@@ -425,44 +429,92 @@ test("a block of which the host stores several parts is kept once for a snapshot
 	await visit(server, async (client) => assert.ok((await client.read(0, bytes.length)).every((byte) => byte === 0)));
 });
 
-test("a volume was unmounted cleanly, and is mounted again at once: what is written after the look at it is kept", async () => {
-	await using folder = await temporaryFolder();
-	await using server = await startPlane({ directory: folder.file("disk") });
-	const { plane } = server;
-	await visit(server, (client) => client.write(0, random(11, 8 * BLOCK)));
-	const live = {
-		commits: 1,
-		*freeRuns() {
-			yield { start: byteOffset(0), length: byteCount(8 * BLOCK) };
-		},
-	};
-	const areas = [linearArea(byteOffset(0), byteCount(server.size))];
-	const volume = { id: "disk", areas, type: "toy", live } as unknown as ServedVolume;
+/** What the next look at a toy volume finds. */
+interface ToyVerdict {
+	readonly settled: number;
+	/** The volume's first bytes, so many. */
+	readonly changedBytes: number;
+}
+
+/** A world in which the disk is one volume, of a file system with these free runs; `next` is asked in a new view at each look, and may know nothing new. */
+function oneVolume(
+	{ plane, size, directory }: PlaneServer,
+	freeRuns: LiveVolume["freeRuns"],
+	next: (view: ViewHandle) => Promise<ToyVerdict | undefined>,
+): CleanerWorld {
+	const areas = [linearArea(byteOffset(0), byteCount(size))];
+	const volume = { id: "disk", type: "toy", areas, live: { commits: 1, freeRuns } } as unknown as ServedVolume;
 	const volumes = {
 		list: [volume],
 		isStillTheSame: () => Promise.resolve(true),
 		judge: async () => {
 			const view = await plane.ask("takeView");
-			await visit(server, (client) => client.write(2 * BLOCK, random(12, BLOCK)));
-			const changed = [{ start: 0, length: 8 * BLOCK }];
-			const clean = { settled: Number.POSITIVE_INFINITY, changed, metadataBytesRead: 0, watchChanged: false };
-			return [{ volume, view, state: { kind: "ready", position: view.position, ...clean } as unknown as LiveState }];
+			const verdict = await next(view);
+			if (verdict === undefined) {
+				await plane.ask("releaseView", view.id);
+				return [];
+			}
+			const changed = [{ start: byteOffset(0), length: byteCount(verdict.changedBytes) }];
+			const { settled } = verdict;
+			const state = { kind: "ready", position: view.position, settled, changed, metadataBytesRead: 0 };
+			volume.verdict = state as unknown as LiveState;
+			return [{ volume, view, state: volume.verdict }];
 		},
 	};
-	const { cleaner } = operators(server, {
-		world: {
-			identify: async () => {
-				await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
-				return volumes;
-			},
-			allocated: ({ held }) => held,
-			now: () => performance.now(),
+	return {
+		identify: async () => {
+			await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
+			return volumes;
 		},
+		allocated: () => directory.second.held,
+		now: () => performance.now(),
+	};
+}
+
+for (const first of ["round", "proven"] as const)
+	test(`free blocks in more runs than are remembered are dropped all the same, after a first ${first}`, async () => {
+		await using folder = await temporaryFolder();
+		await using server = await startPlane({ directory: folder.file("disk") });
+		await visit(server, (client) => client.write(0, random(10, 64 * BLOCK)));
+		function* everyOtherBlock(from: number, to: number) {
+			for (let at = from - (from % (2 * BLOCK)); at < Math.min(to, 64 * BLOCK); at += 2 * BLOCK)
+				if (at >= from) yield { start: byteOffset(at), length: byteCount(BLOCK) };
+		}
+		// What was written last settles between the two verdicts.
+		const verdicts = [
+			{ settled: 0, changedBytes: 64 * BLOCK },
+			{ settled: Number.POSITIVE_INFINITY, changedBytes: 0 },
+		];
+		const world = oneVolume(server, everyOtherBlock, () => Promise.resolve(verdicts.shift()));
+		const { cleaner } = operators(server, { world: { ...world, youngRunsMax: 3 } });
+		if (first === "round") await cleaner.round();
+		else await cleaner.proven();
+		assert.equal(cleaner.counters.droppedBytes, 0);
+		assert.equal(cleaner.volumes()[0]!.pendingBytes, 3 * BLOCK);
+		await cleaner.round();
+		assert.equal(cleaner.counters.droppedBytes, 32 * BLOCK);
+		await visit(server, async (client) => {
+			const kept = random(10, 64 * BLOCK);
+			for (let block = 0; block < 64; block += 2) kept.fill(0, block * BLOCK, (block + 1) * BLOCK);
+			assert.ok((await client.read(0, kept.length)).equals(kept));
+		});
 	});
+
+test("a volume was unmounted cleanly, and is mounted again at once: what is written after the look at it is kept", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	const size = byteCount(8 * BLOCK);
+	await visit(server, (client) => client.write(0, random(11, size)));
+	const allFree = () => [{ start: byteOffset(0), length: size }];
+	const world = oneVolume(server, allFree, async () => {
+		await visit(server, (client) => client.write(2 * BLOCK, random(12, BLOCK)));
+		return { settled: Number.POSITIVE_INFINITY, changedBytes: size };
+	});
+	const { cleaner } = operators(server, { world });
 	await cleaner.round();
 	assert.equal(cleaner.counters.droppedBytes, 7 * BLOCK);
 	await visit(server, async (client) => {
-		const kept = Buffer.alloc(8 * BLOCK);
+		const kept = Buffer.alloc(size);
 		random(12, BLOCK).copy(kept, 2 * BLOCK);
 		assert.ok((await client.read(0, kept.length)).equals(kept));
 	});
@@ -486,37 +538,14 @@ test("segments behind those that the quarantine holds are moved all the same", a
 test("what a question between two rounds has found is dropped by the next one, though the guest rests", async () => {
 	await using folder = await temporaryFolder();
 	await using server = await startPlane({ directory: folder.file("disk") });
-	const { plane } = server;
 	const size = byteCount(8 * BLOCK);
 	await visit(server, (client) => client.write(0, random(1, size)));
-	const volume = {
-		id: "disk",
-		type: "toy",
-		areas: [linearArea(byteOffset(0), size)],
-		live: { commits: 0, freeRuns: () => [{ start: byteOffset(0), length: size }] },
-	} as unknown as ServedVolume;
-	const volumes = {
-		list: [volume],
-		isStillTheSame: () => Promise.resolve(true),
-		async judge() {
-			if (volume.verdict !== undefined) return [];
-			const view = await plane.ask("takeView");
-			const changed = [{ start: byteOffset(0), length: size }];
-			const state = { kind: "ready", position: view.position, settled: view.position, changed, metadataBytesRead: 0 };
-			volume.verdict = state as unknown as LiveState;
-			return [{ volume, view, state: volume.verdict }];
-		},
-	};
-	const { cleaner } = operators(server, {
-		world: {
-			identify: async () => {
-				await plane.ask("watch", { volumes: [], ranges: [], identity: [] });
-				return volumes;
-			},
-			allocated: ({ held }) => held,
-			now: () => performance.now(),
-		},
-	});
+	let looks = 0;
+	const allFree = () => [{ start: byteOffset(0), length: size }];
+	const world = oneVolume(server, allFree, ({ position }) =>
+		Promise.resolve(looks++ === 0 ? { settled: position, changedBytes: size } : undefined),
+	);
+	const { cleaner } = operators(server, { world });
 	await cleaner.proven();
 	assert.equal(cleaner.counters.droppedBytes, 0);
 	// It may be the file system's again: what is written since stays.
