@@ -132,8 +132,6 @@ export class ServedDisk implements AsyncDisposable {
 	readonly #turns: CleaningTurns;
 	/** The present one, of rounds in the background. */
 	#turn: Turn | undefined;
-	/** The work that goes on is a round of the background's, in its turn. */
-	#hasTurn = false;
 	/** Between rounds that found nothing to do. */
 	readonly #idle = new Nap();
 	/** Within a round. */
@@ -528,14 +526,7 @@ export class ServedDisk implements AsyncDisposable {
 		try {
 			await this.#awaitTurn(turn, this.#idle, () => false);
 			if (this.#closing.signal.aborted) return 0;
-			return await this.#exclusive(async () => {
-				this.#hasTurn = true;
-				try {
-					return await this.#cleaner.round();
-				} finally {
-					this.#hasTurn = false;
-				}
-			});
+			return await this.#exclusive(() => this.#cleaner.round({ inBackground: true }));
 		} finally {
 			this.#turn?.end();
 			this.#turn = undefined;
@@ -562,8 +553,6 @@ export class ServedDisk implements AsyncDisposable {
 
 	/** See `CleanerDisk`. Meanwhile other disks have their turns. */
 	async #rest(milliseconds: number): Promise<boolean> {
-		// What an operator asked for takes no turns: one that was taken for it would never be given back.
-		if (!this.#hasTurn) return this.#queued === 0 && (await this.#sleep(this.#resting, milliseconds));
 		this.#turn?.end();
 		if (this.#queued > 0 || !(await this.#sleep(this.#resting, milliseconds))) return false;
 		await this.#awaitTurn(await this.#takeTurn(), this.#resting, () => this.#queued > 0);

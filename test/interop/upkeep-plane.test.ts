@@ -234,11 +234,11 @@ test("--max-rate: cleaning in the background waits for what it copied to be paid
 		},
 	});
 	const settled = async (): Promise<number> => {
-		await cleaner.round();
+		await cleaner.round({ inBackground: true });
 		now += 60_000;
 		rested = 0;
 		const { movedBytes } = cleaner.counters;
-		await cleaner.round();
+		await cleaner.round({ inBackground: true });
 		return cleaner.counters.movedBytes - movedBytes;
 	};
 	// Read and written: twice 8 MiB at 1 MiB per second.
@@ -250,6 +250,30 @@ test("--max-rate: cleaning in the background waits for what it copied to be paid
 	assert.equal(await settled(), 0, "the first of both rounds did it");
 	assert.equal(rested, 0);
 	assert.equal(cleaner.counters.movedBytes, 9 * MIB);
+});
+
+test("what an operator asks for neither rests nor waits for the limit, in none of its parts", async () => {
+	await using folder = await temporaryFolder();
+	await using server = await startPlane({ directory: folder.file("disk") });
+	let now = 0;
+	const { cleaner } = operators(server, {
+		world: noVolumes(server, () => now),
+		limit: new RateLimit(MIB, () => now),
+		rest: () => Promise.reject(new Error("rested")),
+	});
+	await visit(server, (client) => client.write(0, random(1, MIB)));
+	await server.plane.ask("seal");
+	// In the segment that is being written: only a fold copies it.
+	await visit(server, (client) => client.write(MIB, random(2, MIB)));
+	await cleaner.round({ everything: true });
+	now += 60_000;
+	await cleaner.round({ everything: true });
+	assert.equal(cleaner.counters.movedBytes, 2 * MIB);
+	await visit(server, (client) => client.write(2 * MIB, random(3, MIB)));
+	await cleaner.round();
+	now += 60_000;
+	await cleaner.round();
+	assert.equal(cleaner.counters.movedBytes, 3 * MIB);
 });
 
 for (const [kind, when] of [

@@ -27,7 +27,7 @@ import { ALL_SAFEGUARDS } from "../../src/core/log/state.ts";
 import { isVmsweepError } from "../../src/foundations/errors.ts";
 import { viewOf } from "../../src/foundations/struct.ts";
 import { byteCount, byteOffset, type LogPosition, logPosition } from "../../src/foundations/units.ts";
-import { Cleaner, type CleanerDisk } from "../../src/services/clean/cleaner.ts";
+import { Cleaner, type CleanerDisk, type RoundOptions } from "../../src/services/clean/cleaner.ts";
 import { KEEP_ALL } from "../../src/services/clean/policy.ts";
 import { viewSource } from "../../src/services/view-source.ts";
 import { blocksOf, valueIn } from "./blocks.ts";
@@ -905,19 +905,24 @@ export class DiskHistory {
 		this.plane.stalled = room ? 0 : 1;
 		if (!room) {
 			this.plane.flush(() => {});
-			this.#startCleaner({});
+			this.#startCleaner({ inBackground: true });
 		}
 		return room;
 	}
 
 	// ---- The cleaner --------------------------------------------------------------------------------------
 
-	#roundOptions(): { readonly everything?: boolean; readonly evenYoung?: boolean } {
-		return this.random.pick([{}, { everything: true }, { everything: true }, { everything: true, evenYoung: true }]);
+	#roundOptions(): RoundOptions {
+		return this.random.pick([
+			{ inBackground: true },
+			{ everything: true },
+			{ everything: true },
+			{ everything: true, evenYoung: true },
+		]);
 	}
 
 	/** One round, beside whatever else goes on. */
-	#startCleaner(options: { readonly everything?: boolean; readonly evenYoung?: boolean }): void {
+	#startCleaner(options: RoundOptions): void {
 		if (this.#cleaning) return;
 		this.#cleaning = true;
 		this.tally.rounds++;

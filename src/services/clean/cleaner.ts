@@ -73,7 +73,10 @@ export interface CleanerDisk {
 	readonly onFolded: (view: ViewHandle) => Promise<void>;
 	/** Ends a fold early: the disk is being closed. */
 	readonly closing: AbortSignal;
-	/** Lets the guest through for this long or longer, in milliseconds; resolves early with false where somebody waits for the round's end. */
+	/**
+	 * Lets the guest through for this long or longer, in milliseconds; resolves early with false where somebody waits for the
+	 * round's end. Only in rounds in the background.
+	 */
 	readonly rest: (milliseconds: number) => Promise<boolean>;
 	/** What cleaning in the background may read and write per second, perhaps together with other disks; no limit where not given. */
 	readonly limit?: RateLimit | undefined;
@@ -127,8 +130,10 @@ export interface CleanerCounters {
 
 type ReadyState = LiveState & { readonly kind: "ready" };
 
-/** How thorough a round is. */
+/** What a round is for. */
 export interface RoundOptions {
+	/** Nobody waits for it: it gives way to the guest, and keeps to the limit, unless room is short. */
+	readonly inBackground?: boolean;
 	/** Moves every closed segment, whatever its age. */
 	readonly everything?: boolean;
 	/** Moves blocks that only wait to be dropped as well. */
@@ -168,7 +173,9 @@ export class Cleaner {
 	#volumes: Awaited<ReturnType<CleanerWorld["identify"]>> | undefined;
 	readonly #pace: Pace;
 	readonly #chronicle: Chronicle;
-	/** Nobody waits for what is being done: the guest and the limit come first. */
+	/** The present round's; see `RoundOptions`. */
+	#inBackground = false;
+	/** It gives way to the guest and the limit now. */
 	#isGentle = false;
 	#pieceBegan = 0;
 	/** The newest verdict's volume, and the view in which it was reached. */
@@ -233,9 +240,9 @@ export class Cleaner {
 	async round(options: RoundOptions = {}): Promise<number> {
 		const before = progressOf(this.counters);
 		this.counters.rounds++;
-		this.#isGentle = false;
+		this.#inBackground = options.inBackground === true;
 		const status = await this.#measureGuest();
-		if (options.everything !== true && !isUrgent(status)) this.#beGentle();
+		if (!isUrgent(status)) this.#beGentle();
 		await this.#quarantine.hold(EAGER_SHARE);
 		try {
 			await this.#judge((verdict) => this.#act(verdict));
@@ -247,6 +254,7 @@ export class Cleaner {
 			if (isVmsweepError(error, "NO_SPACE")) this.#quarantine.giveWay();
 			throw error;
 		} finally {
+			this.#inBackground = false;
 			this.#isGentle = false;
 		}
 		const progress = progressOf(this.counters) - before;
@@ -266,7 +274,7 @@ export class Cleaner {
 	// ---- Rests --------------------------------------------------------------------------------------------
 
 	#beGentle(): void {
-		this.#isGentle = true;
+		this.#isGentle = this.#inBackground;
 		this.#pieceBegan = this.#world.now();
 	}
 
@@ -468,7 +476,7 @@ export class Cleaner {
 			if (due.length === 0) return;
 			await makeDurable(plane, view);
 			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flatMap(({ young }) => young));
-			if (!urgent && !everything) this.#beGentle();
+			if (!urgent) this.#beGentle();
 			for (const segment of due) {
 				const wasGentle = this.#isGentle;
 				const { movedBytes, keptBlocks } = await this.#mover.moveSegment(segment, view, keep);
