@@ -21,7 +21,7 @@ import type { ByteCount, ByteOffset, LogPosition } from "../../foundations/units
 import { byteCount, byteOffset, logPosition } from "../../foundations/units.ts";
 import { isVolumeError } from "./kept-volume.ts";
 import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "./live.ts";
-import { findSignatures } from "./signatures.ts";
+import { checkSoleOwner } from "./signatures.ts";
 
 /** What a kind of file system shows of itself at rest. */
 export interface AtRestKind {
@@ -169,9 +169,7 @@ export class AtRestVolume implements LiveVolume {
 		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
 		const keep = (reason: string, pending: boolean): LiveState => this.#keep(at, view.bytesRead, reason, pending);
 		try {
-			const owners = await findSignatures(view);
-			if (owners.length !== 1 || owners[0] !== this.#kind.type)
-				return keep(`it has the marks of ${owners.join(" and ") || "nothing"}; wipe the stale one with wipefs`, false);
+			await checkSoleOwner(view, this.#kind.type);
 			if (!sameRanges(await this.#marksIn(view), this.#marks)) {
 				// Writes to the new places were not seen: whoever follows the volume starts afresh.
 				this.#watchChanged = true;
@@ -222,11 +220,6 @@ export class AtRestVolume implements LiveVolume {
 
 	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange> {
 		return this.#free(from, to);
-	}
-
-	isFree(at: ByteOffset, length: ByteCount): boolean {
-		const [first] = this.freeRuns(at, byteOffset(at + length));
-		return first !== undefined && first.start <= at && first.start + first.length >= at + length;
 	}
 }
 

@@ -162,8 +162,6 @@ export interface LiveVolume {
 	 * last judgement was `ready`; but that a mounted volume merely rests (`advanceClean`) takes nothing back.
 	 */
 	freeRuns(from: ByteOffset, to: ByteOffset): Iterable<ByteRange>;
-	/** True where every byte of `[at, at + length)` lies in free file-system blocks, as last judged. */
-	isFree(at: ByteOffset, length: ByteCount): boolean;
 	/** How much of the evidence for a block that was last written at `position` is there. */
 	evidenceFor?(position: LogPosition): Evidence;
 	/** The file-system block that a byte of the volume lies in; undefined where its layout isn't known. */

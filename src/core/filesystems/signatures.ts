@@ -4,6 +4,7 @@
 // too: one of them is stale, and nothing on the disk says which. So the list is long rather than clever, and
 // every mark is looked for at each of its places.
 
+import { VmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { readBytes } from "../../foundations/source.ts";
@@ -144,6 +145,14 @@ export async function findSignatures(volume: ByteSource): Promise<readonly strin
 	// ext alone is ext, in whatever state: its reader has words for that.
 	const marks = places.length === 1 ? places : await plausible(volume, places);
 	return [...new Set(marks.map(({ type }) => type))];
+}
+
+/** Throws VOLUME_DAMAGED where the volume has other marks than those of `type`, or none. */
+export async function checkSoleOwner(volume: ByteSource, type: string): Promise<void> {
+	const owners = await findSignatures(volume);
+	if (owners.length === 1 && owners[0] === type) return;
+	const names = owners.join(" and ") || "nothing";
+	throw new VmsweepError("VOLUME_DAMAGED", `it has the marks of ${names}; wipe the stale one with wipefs`);
 }
 
 /** All marks in the volume, but ext's only where a superblock is around it: two bytes come about by chance. */

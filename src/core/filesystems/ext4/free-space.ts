@@ -166,18 +166,6 @@ export class Allocation {
 		return true;
 	}
 
-	/** True where all of `[at, at + length)`, in bytes of the volume, lies in free clusters. */
-	isFree(at: number, length: number): boolean {
-		const { clusterRatio, blockSize, blocksCount, firstDataBlock } = this.geometry;
-		const base = firstDataBlock * blockSize;
-		if (at < base || at + length > blocksCount * blockSize || length <= 0) return false;
-		const unit = clusterRatio * blockSize;
-		const last = Math.floor((at + length - 1 - base) / unit);
-		for (let cluster = Math.floor((at - base) / unit); cluster <= last; cluster++)
-			if (this.used.isUsed(cluster)) return false;
-		return true;
-	}
-
 	/** What is wrong with which groups; at most a screenful. */
 	get warnings(): readonly string[] {
 		const all = [...this.#warnings]

@@ -34,7 +34,7 @@ import type {
 	WaitsFor,
 	WatchRange,
 } from "../live.ts";
-import { findSignatures, signatureWatcher } from "../signatures.ts";
+import { checkSoleOwner, signatureWatcher } from "../signatures.ts";
 import { CommitChain } from "./commit-chain.ts";
 import type { Allocation } from "./free-space.ts";
 import { parseDescriptor } from "./free-space.ts";
@@ -485,10 +485,6 @@ export class Ext4LiveVolume implements LiveVolume {
 		return this.#allocation.freeRuns(from, to) as Iterable<ByteRange>;
 	}
 
-	isFree(at: ByteOffset, length: ByteCount): boolean {
-		return this.#isReady && (this.#allocation?.isFree(at, length) ?? false);
-	}
-
 	evidenceFor(position: LogPosition): Evidence {
 		const after = this.#chain?.commits.filter((commit) => position < commit.position).length ?? 0;
 		return { counted: Math.min(after, this.#required), needed: this.#required, unit: "commits" };
@@ -505,12 +501,7 @@ export class Ext4LiveVolume implements LiveVolume {
 	// ── layout ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 	async #checkSignatures(view: ByteSource): Promise<void> {
-		const found = await findSignatures(view);
-		if (found.length !== 1 || found[0] !== "ext")
-			throw new VmsweepError(
-				"VOLUME_DAMAGED",
-				`it has the marks of ${found.length === 0 ? "nothing" : found.join(" and ")}; wipe the stale one with wipefs`,
-			);
+		await checkSoleOwner(view, "ext");
 		this.#mustCheckSignatures = false;
 	}
 

@@ -33,7 +33,7 @@ import type {
 	ViewPoints,
 	WatchRange,
 } from "../live.ts";
-import { findSignatures, signatureRanges, signatureWatcher } from "../signatures.ts";
+import { checkSoleOwner, signatureRanges, signatureWatcher } from "../signatures.ts";
 import { COMMITS_WANTED, type EvidenceWanted } from "./evidence.ts";
 import { Allocation, allGroups } from "./groups.ts";
 import { AGF_MAGIC, Agf, BASIC_BLOCK } from "./layout.ts";
@@ -398,12 +398,7 @@ export class XfsLiveVolume implements LiveVolume {
 	}
 
 	async #checkSignatures(view: ByteSource): Promise<void> {
-		const found = await findSignatures(view);
-		if (found.length !== 1 || found[0] !== "xfs")
-			throw new VmsweepError(
-				"VOLUME_DAMAGED",
-				`it has the marks of ${found.length === 0 ? "nothing" : found.join(" and ")}; wipe the stale one with wipefs`,
-			);
+		await checkSoleOwner(view, "xfs");
 		this.#mustCheckSignatures = false;
 	}
 
@@ -466,11 +461,6 @@ export class XfsLiveVolume implements LiveVolume {
 		const isInLog = log !== null && at >= log.start && at < log.start + log.basicBlocks * BASIC_BLOCK;
 		const isHeader = number % agBlocks < headerBlocks(this.#geometry);
 		return { number, role: isInLog ? "journal" : isHeader ? "metadata" : "data" };
-	}
-
-	isFree(at: ByteOffset, length: ByteCount): boolean {
-		const [run] = this.freeRuns(at, byteOffset(at + length));
-		return run?.start === at && run.length === length;
 	}
 }
 

@@ -15,7 +15,7 @@ import { VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { metered } from "../../../foundations/source.ts";
-import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
+import type { ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition } from "../../../foundations/units.ts";
 import type { LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "../../filesystems/live.ts";
 import { type PhysicalVolume, readLvm } from "./index.ts";
@@ -134,13 +134,6 @@ export class LvmLiveVolume implements LiveVolume {
 			const end = Math.min(start + length, to);
 			if (end > first) yield { start: byteOffset(first), length: byteCount(end - first) };
 		}
-	}
-
-	isFree(at: ByteOffset, length: ByteCount): boolean {
-		return (
-			this.#isReady &&
-			this.#physical.free.some((range) => range.start <= at && at + length <= range.start + range.length)
-		);
 	}
 }
 
