@@ -65,8 +65,7 @@ class Delivery {
 	/** First byte on the disk where the next record goes. */
 	async head(): Promise<number> {
 		const geometry = parseSuperblock((await readSuperblock(memory(this.disk)))!, byteCount(this.disk.length));
-		const kind = { uuid: geometry.logUuid, isVersion2: true, hasChecksums: true };
-		return this.log.start + (await findLogEnds(new LogRing(memory(this.disk), geometry.log!), kind)).head * 512;
+		return this.log.start + (await findLogEnds(new LogRing(memory(this.disk), geometry.log!), geometry)).head * 512;
 	}
 }
 

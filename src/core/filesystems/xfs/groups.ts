@@ -12,6 +12,7 @@ import { type ByteOffset, byteCount, byteOffset } from "../../../foundations/uni
 import { FreeRuns } from "./free-runs.ts";
 import { readFreeTree, type TreeRoot } from "./free-space.ts";
 import { AGF_MAGIC, Agf } from "./layout.ts";
+import { isBehindHead } from "./log-records.ts";
 import type { MetadataBlock, MetadataView } from "./metadata-view.ts";
 import { crc32cOf, type Geometry, groupLength } from "./open.ts";
 
@@ -23,6 +24,7 @@ const MAX_WARNINGS = 16;
 const MAX_BAD_GROUPS = 4096;
 
 interface AgfFacts {
+	readonly lsn: bigint;
 	readonly root: TreeRoot;
 	readonly freeBlocks: number;
 	readonly treeBlocks: number;
@@ -39,6 +41,13 @@ export class Allocation {
 	readonly #counted: Float64Array;
 	/** Groups that are kept whole, and why. */
 	readonly #damaged = new Map<number, string>();
+
+	/** All groups as they are in one view; `headLsn` is where its log ends. Throws what {@link read} throws. */
+	static async ofAll(view: MetadataView, geometry: Geometry, headLsn: bigint): Promise<Allocation> {
+		const allocation = new Allocation(geometry);
+		await allocation.read(view, allGroups(geometry), headLsn);
+		return allocation;
+	}
 
 	constructor(geometry: Geometry) {
 		this.geometry = geometry;
@@ -66,10 +75,11 @@ export class Allocation {
 	}
 
 	/**
-	 * Reads groups, for the first time or again. `newerThanLog` tells whether a log position lies behind the end of the log,
-	 * which kernels take for damage. Throws only what the source throws, and VOLUME_DAMAGED where too many groups are damaged.
+	 * Reads groups, for the first time or again. `headLsn`: where the log ends; kernels take log positions behind it for
+	 * damage. Throws only what the source throws, and VOLUME_DAMAGED where too many groups are damaged.
 	 */
-	async read(view: MetadataView, groups: readonly number[], newerThanLog: (lsn: bigint) => boolean): Promise<void> {
+	async read(view: MetadataView, groups: readonly number[], headLsn: bigint): Promise<void> {
+		const newerThanLog = (lsn: bigint): boolean => isBehindHead(lsn, headLsn);
 		for (let from = 0; from < groups.length; from += GROUPS_AT_ONCE) {
 			const some = groups.slice(from, from + GROUPS_AT_ONCE);
 			const agfs = await Promise.all(some.map((group) => orDamage(readAgf(view, this.geometry, group, newerThanLog))));
@@ -170,8 +180,18 @@ function checkAgf(
 	if (agf.byBlockLevels < 1 || agf.byBlockLevels > MAX_LEVELS)
 		throw damaged(`its tree of free blocks has ${agf.byBlockLevels} levels`);
 	const root = { group, block: agf.byBlockRoot, levels: agf.byBlockLevels };
-	const { freeBlocks, longest, heldBlocks, treeBlocks } = agf;
-	return { root, freeBlocks, longest, heldBlocks, treeBlocks };
+	const { lsn, freeBlocks, longest, heldBlocks, treeBlocks } = agf;
+	return { lsn, root, freeBlocks, longest, heldBlocks, treeBlocks };
+}
+
+/** The log position of a group's AGF as it was written home; null where `sector` can't be that. */
+export function agfLsn(sector: Uint8Array, geometry: Geometry, group: number): bigint | null {
+	try {
+		return checkAgf({ bytes: sector, replayed: false }, geometry, group, () => false).lsn;
+	} catch (error) {
+		if (isVmsweepError(error, "VOLUME_DAMAGED")) return null;
+		throw error;
+	}
 }
 
 /** Adds a group's runs to `runs`, left open. */

@@ -19,7 +19,6 @@ import { assert, isVmsweepError, VmsweepError } from "../../../foundations/error
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
-import { viewOf } from "../../../foundations/struct.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
 import { isVolumeError } from "../kept-volume.ts";
@@ -35,21 +34,23 @@ import type {
 } from "../live.ts";
 import { checkSoleOwner, signatureRanges, signatureWatcher } from "../signatures.ts";
 import { COMMITS_WANTED, type EvidenceWanted } from "./evidence.ts";
-import { Allocation, allGroups } from "./groups.ts";
-import { AGF_MAGIC, Agf, BASIC_BLOCK } from "./layout.ts";
+import { type Allocation, agfLsn, allGroups } from "./groups.ts";
+import { BASIC_BLOCK } from "./layout.ts";
 import { LogChain } from "./log-chain.ts";
-import { findLogEnds, type LogEnds } from "./log-ends.ts";
+import { findLogEnds, type LogEnds, stateOf } from "./log-ends.ts";
 import { isBehindHead, LogRing } from "./log-records.ts";
 import { MetadataView } from "./metadata-view.ts";
 import {
-	crc32cOf,
 	type Geometry,
-	groupLength,
 	headerBlocks,
+	internalLog,
+	isSameVolume,
 	type LogPlace,
 	parseSuperblock,
 	readSuperblock,
 } from "./open.ts";
+import { checkLogFeatures, recover } from "./recover.ts";
+import { geometryIn, readAllocation } from "./whole-volume.ts";
 
 export interface XfsLiveOptions {
 	/** For tests that must fail: how far the log must go on behind a block's last write. */
@@ -197,16 +198,9 @@ export class XfsLiveVolume implements LiveVolume {
 
 	/** An AGF comes home as it was logged: a later one than before, and none that the log doesn't know yet. */
 	#feedAgf(group: number, sector: Uint8Array, what: string): void {
-		const agf = Agf.at(viewOf(sector));
-		const isOurs =
-			agf.magic === AGF_MAGIC &&
-			agf.sequence === group &&
-			agf.length === groupLength(this.#geometry, group) &&
-			this.#geometry.metadataUuid.every((byte, at) => byte === agf.uuid[at]) &&
-			(this.#geometry.version === 4 || crc32cOf(sector, Agf.offset.checksum) === agf.checksum);
-		const before = this.#agfLsns.get(group) ?? 0n;
-		if (!isOurs || agf.lsn < before) this.#break(`${what} was overwritten`);
-		this.#agfLsns.set(group, isOurs ? agf.lsn : 0n);
+		const lsn = agfLsn(sector, this.#geometry, group);
+		if (lsn === null || lsn < (this.#agfLsns.get(group) ?? 0n)) this.#break(`${what} was overwritten`);
+		this.#agfLsns.set(group, lsn ?? 0n);
 	}
 
 	#feedSuperblock(sector: Uint8Array): void {
@@ -266,33 +260,25 @@ export class XfsLiveVolume implements LiveVolume {
 				return null;
 			}
 		const metadata = new MetadataView(view, chain.overlay());
-		if (progress.isSuperblockChanged && !(await this.#isStillTheSame(metadata))) {
+		const isChanged = async (): Promise<boolean> =>
+			!isSameVolume(this.#geometry, await geometryIn(metadata, this.#geometry, this.#size));
+		if (progress.isSuperblockChanged && (await isChanged())) {
 			this.#break("it was resized or changed");
 			return null;
 		}
 		const groups = [...progress.groups].filter((group) => group < this.#geometry.agCount).sort((a, b) => a - b);
-		await allocation.read(metadata, groups, (lsn) => isBehindHead(lsn, chain.headLsn));
+		await allocation.read(metadata, groups, chain.headLsn);
 		return groups;
-	}
-
-	async #isStillTheSame(metadata: MetadataView): Promise<boolean> {
-		const { bytes, replayed } = await metadata.read(0, this.#geometry.sectorSize);
-		return isSameVolume(this.#geometry, parseSuperblock(bytes, this.#size, replayed));
 	}
 
 	/** Reads everything, and takes up the log where it ends in this view. */
 	async #reload(view: ByteSource, at: LogPosition): Promise<readonly number[]> {
 		const { geometry, log, ends } = await this.#readEnds(view);
-		this.#state = ends.clean && !ends.mountedSince ? "clean" : "dirty";
 		if (geometry.version === 4)
 			throw new VmsweepError("VOLUME_UNSUPPORTED", `it has format version 4: ${NEEDS_UNMOUNT}`);
-		if (geometry.unknownLogFeatures !== 0)
-			throw new VmsweepError("VOLUME_UNSUPPORTED", `its log has unknown features: ${NEEDS_UNMOUNT}`);
+		checkLogFeatures(geometry);
 		const chain = await LogChain.anchor(view, geometry, log, ends, this.#options.evidence);
-		const metadata = new MetadataView(view, chain.overlay());
-		if (!(await this.#isStillTheSame(metadata)))
-			throw new VmsweepError("VOLUME_DAMAGED", "it is being resized or changed");
-		this.#allocation = await this.#readAll(metadata, geometry, ends);
+		this.#allocation = await readAllocation(view, geometry, ends, chain.overlay());
 		chain.evidence.addView(at);
 		this.#chain = chain;
 		this.#logWrites = [];
@@ -312,17 +298,10 @@ export class XfsLiveVolume implements LiveVolume {
 		}
 		this.#geometry = geometry;
 		if (this.#copies.size === 0) await this.#readCopies(view);
-		const { log } = geometry;
-		if (log === null)
-			throw new VmsweepError("VOLUME_UNSUPPORTED", "its log is on another device, which is not supported");
-		const kind = { uuid: geometry.logUuid, isVersion2: geometry.isLogVersion2, hasChecksums: geometry.version === 5 };
-		return { geometry, log, ends: await findLogEnds(new LogRing(view, log), kind) };
-	}
-
-	async #readAll(metadata: MetadataView, geometry: Geometry, { headLsn }: LogEnds): Promise<Allocation> {
-		const allocation = new Allocation(geometry);
-		await allocation.read(metadata, allGroups(geometry), (lsn) => isBehindHead(lsn, headLsn));
-		return allocation;
+		const log = internalLog(geometry);
+		const ends = await findLogEnds(new LogRing(view, log), geometry);
+		this.#state = stateOf(ends);
+		return { geometry, log, ends };
 	}
 
 	async #readCopies(view: ByteSource): Promise<void> {
@@ -341,9 +320,7 @@ export class XfsLiveVolume implements LiveVolume {
 			this.#isResting = true;
 			await this.#checkSignatures(source);
 			const { geometry, log, ends } = await this.#readEnds(source);
-			const isClean = ends.clean && !ends.mountedSince;
-			this.#state = isClean ? "clean" : "dirty";
-			if (!isClean) {
+			if (this.#state !== "clean") {
 				const stands = this.#isReady && !this.#mustReload;
 				const state = this.#keep(source, at, this.#chain === null ? NEEDS_UNMOUNT : "it is mounted", true);
 				// What its log has proven stays proven while it merely rests.
@@ -356,14 +333,7 @@ export class XfsLiveVolume implements LiveVolume {
 			if (lastWrite !== null && !isLast)
 				return this.#keep(source, at, "it was written to after it was unmounted, or the unmount was not seen", true);
 			this.#break("it was unmounted");
-			const allocation = await this.#readAll(new MetadataView(source, new Map()), geometry, ends);
-			const { badGroupCount, countedBlocks } = allocation;
-			if (badGroupCount === 0 && geometry.freeDataBlocks !== null && countedBlocks !== geometry.freeDataBlocks)
-				throw new VmsweepError(
-					"VOLUME_DAMAGED",
-					"its superblock counts other free blocks than its groups; run xfs_repair",
-				);
-			this.#allocation = allocation;
+			this.#allocation = await readAllocation(source, geometry, ends, new Map());
 			for (const group of allGroups(geometry)) this.#unreported.add(group);
 			return this.#ready(source, at, logPosition(Number.POSITIVE_INFINITY), geometry.agCount);
 		});
@@ -387,11 +357,11 @@ export class XfsLiveVolume implements LiveVolume {
 				);
 			await this.#checkSignatures(source);
 			const { geometry, log, ends } = await this.#readEnds(source);
-			const overlay = geometry.version === 4 ? null : (await LogChain.anchor(source, geometry, log, ends)).overlay();
+			const overlay = geometry.version === 4 ? null : await recover(source, geometry, new LogRing(source, log), ends);
 			// Version 4 doesn't tell what is home: its log is believed only where nothing is to be replayed.
 			if (overlay === null || [...overlay.keys()].some((place) => place !== 0))
 				return this.#keep(source, at, "the guest's agent says that it is frozen, but its log is in use", true);
-			this.#allocation = await this.#readAll(new MetadataView(source, overlay), geometry, ends);
+			this.#allocation = await readAllocation(source, geometry, ends, overlay);
 			for (const group of allGroups(geometry)) this.#unreported.add(group);
 			return this.#ready(source, at, at, geometry.agCount);
 		});
@@ -470,25 +440,6 @@ type Metered = ByteSource & { readonly bytesRead: number };
 function sectorOf(at: number, bytes: Uint8Array, place: number, size: number): Uint8Array | null | "partly" {
 	if (at >= place + size || at + bytes.length <= place) return null;
 	return at <= place && place + size <= at + bytes.length ? bytes.subarray(place - at, place - at + size) : "partly";
-}
-
-/** True where two superblocks describe one file system in one layout. */
-const isSameVolume = (a: Geometry, b: Geometry): boolean => layoutKey(a) === layoutKey(b);
-
-/** What no guest changes in passing. */
-function layoutKey(geometry: Geometry): string {
-	const { identity, version, blockSize, sectorSize, dataBlocks, agBlocks, agCount, metadataUuid, log } = geometry;
-	return JSON.stringify([
-		identity.uuid,
-		version,
-		blockSize,
-		sectorSize,
-		dataBlocks,
-		agBlocks,
-		agCount,
-		[...metadataUuid],
-		log,
-	]);
 }
 
 /** What the data plane must report: marks of other file systems, each group's superblock copy and AGF, and the log. */

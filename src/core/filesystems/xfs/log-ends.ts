@@ -11,6 +11,7 @@
 // Stricter than kernels where it is in doubt: every number of the last record must fit, and a log of zeros is refused.
 
 import { VmsweepError } from "../../../foundations/errors.ts";
+import type { VolumeState } from "../../../foundations/guest-map.ts";
 import { viewOf } from "../../../foundations/struct.ts";
 import {
 	BASIC_BLOCK,
@@ -30,6 +31,7 @@ import {
 	lsnSector,
 	parseRecordHead,
 } from "./log-records.ts";
+import type { Geometry } from "./open.ts";
 
 /** How the log ends. */
 export interface LogEnds {
@@ -46,12 +48,10 @@ export interface LogEnds {
 }
 
 /** What a log's records must agree with. */
-export interface LogKind {
-	readonly uuid: Uint8Array;
-	readonly isVersion2: boolean;
-	/** Without checksums a log is either clean, or not to be believed: its ends are not looked for then. */
-	readonly hasChecksums: boolean;
-}
+type LogKind = Pick<Geometry, "logUuid" | "isLogVersion2" | "version">;
+
+/** What a log that ends like this says of the volume. */
+export const stateOf = ({ clean, mountedSince }: LogEnds): VolumeState => (clean && !mountedSince ? "clean" : "dirty");
 
 const damaged = (what: string): VmsweepError =>
 	new VmsweepError("VOLUME_DAMAGED", `its log is damaged: ${what}; mount it in the guest, then try again`);
@@ -64,12 +64,13 @@ export async function findLogEnds(ring: LogRing, kind: LogKind): Promise<LogEnds
 	const guess = await findCycleEnd(ring);
 	const unmounted = await lastRecord(ring, kind, guess.head);
 	if (unmounted !== null && (await isUnmount(ring, unmounted))) return await cleanEnds(ring, unmounted);
-	if (!kind.hasChecksums) return { clean: false, mountedSince: true, tail: guess.head, head: guess.head, headLsn: 0n };
+	// Without checksums a log is either clean, or not to be believed: its ends are not looked for then.
+	if (kind.version === 4) return { clean: false, mountedSince: true, tail: guess.head, head: guess.head, headLsn: 0n };
 
 	let head = await skipHoles(ring, guess, kind);
 	const partial = await recordBefore(ring, head);
 	if (partial === null) throw damaged("no record comes before its end");
-	const record = parseRecordHead(await ring.read(partial, 1), partial, kind.isVersion2);
+	const record = parseRecordHead(await ring.read(partial, 1), partial, kind.isLogVersion2);
 	if (record === null || record.sectors !== ring.distance(partial, head)) head = partial;
 	return await trimTorn(ring, kind, head);
 }
@@ -104,7 +105,7 @@ async function findCycleEnd(ring: LogRing): Promise<CycleEnd> {
 
 /** Looks back as far as records may have been under way at once, and moves the head before the first hole. */
 async function skipHoles(ring: LogRing, { head, older, isUniform }: CycleEnd, kind: LogKind): Promise<number> {
-	const largest = kind.isVersion2 ? LOG_RECORD_MAX_BYTES : 32 << 10;
+	const largest = kind.isLogVersion2 ? LOG_RECORD_MAX_BYTES : 32 << 10;
 	const scan = (LOG_RECORDS_IN_FLIGHT * largest) / BASIC_BLOCK;
 	const find = async (from: number, to: number, cycle: number): Promise<number | null> => {
 		if (from >= to) return null;
@@ -140,9 +141,9 @@ async function recordBefore(ring: LogRing, head: number): Promise<number | null>
 async function lastRecord(ring: LogRing, kind: LogKind, head: number): Promise<LogRecord | null> {
 	const sector = await recordBefore(ring, head);
 	if (sector === null) return null;
-	const record = parseRecordHead(await ring.read(sector, 1), sector, kind.isVersion2);
+	const record = parseRecordHead(await ring.read(sector, 1), sector, kind.isLogVersion2);
 	if (record === null || record.sectors !== ring.distance(sector, head)) return null;
-	return kind.uuid.every((byte, at) => byte === record.uuid[at]) ? record : null;
+	return kind.logUuid.every((byte, at) => byte === record.uuid[at]) ? record : null;
 }
 
 /** Is it the one record that a clean unmount writes? mkfs.xfs and xfs_repair leave its checksum zero. */
@@ -180,11 +181,11 @@ async function trimTorn(ring: LogRing, kind: LogKind, head: number): Promise<Log
 	let good: LogRecord | null = null;
 	for (const [index, sector] of sectors.entries()) {
 		const next = sectors[index + 1] ?? head;
-		const record = parseRecordHead(await ring.read(sector, 1), sector, kind.isVersion2);
+		const record = parseRecordHead(await ring.read(sector, 1), sector, kind.isLogVersion2);
 		const isGood =
 			record !== null &&
 			record.sectors === ring.distance(sector, next) &&
-			kind.uuid.every((byte, at) => byte === record.uuid[at]) &&
+			kind.logUuid.every((byte, at) => byte === record.uuid[at]) &&
 			(await isWhole(ring, record));
 		// The oldest of nine is only a fallback: its write had ended before the last one began.
 		if (!isGood && (index > 0 || sectors.length <= LOG_RECORDS_IN_FLIGHT)) break;
@@ -210,7 +211,7 @@ async function lastHeads(ring: LogRing, kind: LogKind, head: number): Promise<re
 		const back = ring.distance(sector, head);
 		if (back > reach || back <= ring.distance(end, head)) break;
 		if (sectors.length === 0) {
-			const record = parseRecordHead(await ring.read(sector, 1), sector, kind.isVersion2);
+			const record = parseRecordHead(await ring.read(sector, 1), sector, kind.isLogVersion2);
 			if (record === null) throw damaged(`the last record, at sector ${sector}, is none`);
 			reach = ring.distance(lsnSector(record.tailLsn), head);
 		}

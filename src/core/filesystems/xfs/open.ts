@@ -179,6 +179,23 @@ function locateLog(record: ReturnType<typeof SuperBlock.at>): LogPlace | null {
 	return { start, basicBlocks: (logBlocks * blockSize) / BASIC_BLOCK, group, firstBlock, blockCount: logBlocks };
 }
 
+/** The log of a volume that has it inside. Throws VOLUME_UNSUPPORTED for another device's. */
+export function internalLog({ log }: Geometry): LogPlace {
+	if (log === null)
+		throw new VmsweepError("VOLUME_UNSUPPORTED", "its log is on another device, which is not supported");
+	return log;
+}
+
+/** True where two superblocks describe one file system in one layout: all that no guest changes in passing. */
+export const isSameVolume = (a: Geometry, b: Geometry): boolean => layoutKey(a) === layoutKey(b);
+
+function layoutKey(geometry: Geometry): string {
+	const { identity, version, blockSize, sectorSize, dataBlocks, agBlocks, agCount, metadataUuid, log } = geometry;
+	const { unknownLogFeatures } = geometry;
+	const layout = [version, blockSize, sectorSize, dataBlocks, agBlocks, agCount, log, unknownLogFeatures];
+	return JSON.stringify([identity.uuid, [...metadataUuid], ...layout]);
+}
+
 /** Blocks at the start of each group that hold its four header sectors. */
 export const headerBlocks = ({ sectorSize, blockSize }: { sectorSize: number; blockSize: number }): number =>
 	Math.ceil((4 * sectorSize) / blockSize);

@@ -39,6 +39,27 @@ const MAX_OVERLAY_BLOCKS = 1 << 19;
 const damaged = (what: string): VmsweepError =>
 	new VmsweepError("VOLUME_DAMAGED", `its log is damaged: ${what}; mount it in the guest, then try again`);
 
+/** What the log changes: nothing where it is clean. Throws VOLUME_DAMAGED or VOLUME_UNSUPPORTED where it can't be believed. */
+export async function recover(volume: ByteSource, geometry: Geometry, ring: LogRing, ends: LogEnds): Promise<Overlay> {
+	if (ends.clean) return new Map();
+	if (geometry.version === 4)
+		throw new VmsweepError(
+			"VOLUME_UNSUPPORTED",
+			"it is mounted, or was not unmounted cleanly, and format version 4 can't tell its true state; mount and unmount it in the guest",
+		);
+	checkLogFeatures(geometry);
+	return (await replayLog(volume, geometry, ring, ends)).overlay();
+}
+
+/** Throws VOLUME_UNSUPPORTED where a log has what isn't known here, and so can't be replayed. */
+export function checkLogFeatures({ unknownLogFeatures }: Geometry): void {
+	if (unknownLogFeatures !== 0)
+		throw new VmsweepError(
+			"VOLUME_UNSUPPORTED",
+			`its log has the unknown feature 0x${unknownLogFeatures.toString(16)}; mount and unmount it in the guest`,
+		);
+}
+
 /**
  * Replays a dirty log of a version 5 volume. Throws VOLUME_DAMAGED or VOLUME_UNSUPPORTED where it can't be believed.
  * `transactions` and `replay` may go on from there with what the guest logs later.
