@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import { btrfs, ext4, type FileSystemKind, ntfs, xfs } from "../support/file-system-kinds.ts";
+import { btrfs, ext4, type FileSystemKind, makeFileSystem, ntfs, xfs } from "../support/file-system-kinds.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { hashesIn, LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
 import { checkCommitted } from "../support/loop-cleaning.ts";
@@ -47,7 +47,7 @@ for (const kind of [ext4, xfs, btrfs, ntfs] satisfies readonly FileSystemKind[])
 		{
 			await using server = await SweepServer.serve(disk, "--clean", "off");
 			await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
-			await runOk(kind.mkfs[0]!, [...kind.mkfs.slice(1), device.path]);
+			await makeFileSystem(kind, device.path);
 			await using mounted = await Mounted.mount(device.path, folder.file("m"), kind.mountOptions, kind.mountType);
 			await fill(mounted.path);
 			if (kind === xfs) await givenUp(mounted.path);

@@ -6,7 +6,7 @@ import { closeSync, fsyncSync, openSync, readSync, unlinkSync, writeSync } from 
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, test } from "node:test";
-import { btrfs, ext4, type FileSystemKind, ntfs, xfs } from "../support/file-system-kinds.ts";
+import { btrfs, ext4, type FileSystemKind, makeFileSystem, ntfs, xfs } from "../support/file-system-kinds.ts";
 import { type TemporaryFolder, temporaryFolder } from "../support/folders.ts";
 import { hashBytes } from "../support/hashes.ts";
 import { hashesIn, LOOP_TOOLS, LoopDevice, Mounted } from "../support/loop.ts";
@@ -31,14 +31,18 @@ class Bench implements AsyncDisposable {
 	static async open(size = "512M"): Promise<Bench> {
 		const folder = await temporaryFolder();
 		await createDisk(folder.file("d"), { size });
+		return await Bench.serve(folder);
+	}
+	/** Serves the disk `d` of the folder. */
+	static async serve(folder: TemporaryFolder): Promise<Bench> {
 		const server = await SweepServer.serve(folder.file("d"));
 		return new Bench(folder, server, await LoopDevice.attach(server.uri, folder.file("fuse")));
 	}
 	mount(name = "mnt", device = this.device.path, kind = ext4): Promise<Mounted> {
 		return Mounted.mount(device, this.folder.file(name), kind.mountOptions, kind.mountType);
 	}
-	async make({ mkfs: [program, ...options] }: FileSystemKind): Promise<void> {
-		await runOk(program!, [...options, this.device.path]);
+	async make(kind: FileSystemKind): Promise<void> {
+		await makeFileSystem(kind, this.device.path);
 	}
 	/** Waits until the cleaner has looked at the disk this many times more. */
 	async rounds(count: number): Promise<void> {
@@ -114,8 +118,7 @@ for (const kind of [ext4, xfs])
 async function copiedWhileMounted(kind: FileSystemKind, size: number, folder: TemporaryFolder): Promise<Uint8Array> {
 	const image = folder.file("image");
 	await runOk("truncate", ["-s", String(size), image]);
-	const [program, ...options] = kind.mkfs;
-	await runOk(program!, [...options, image]);
+	await makeFileSystem(kind, image);
 	await using mounted = await Mounted.mount(image, folder.file("m"), `loop,${kind.mountOptions}`);
 	for (let commit = 0; commit < 60; commit++) {
 		await put(join(mounted.path, `f${commit}`), random.bytes(random.below(MIB)));
@@ -230,10 +233,7 @@ describe("partitions", () => {
 	for (const label of ["gpt", "dos"] as const)
 		test(`two volumes on a ${label} disk`, async (t) => {
 			if (!requireTool(t, ...LOOP_TOOLS, "sfdisk")) return;
-			const folder = await temporaryFolder();
-			await createDisk(folder.file("d"), { size: "768M" });
-			const server = await SweepServer.serve(folder.file("d"));
-			await using bench = new Bench(folder, server, await LoopDevice.attach(server.uri, folder.file("fuse")));
+			await using bench = await Bench.open("768M");
 			await runOk("sfdisk", ["-q", "--no-reread", bench.device.path], {
 				input: `label: ${label}\n1M,320M\n321M,400M\n`,
 			});
@@ -267,16 +267,14 @@ test("a partition table rewritten while its first volume is in use", async (t) =
 		runOk("sfdisk", ["-q", "--no-reread", "--no-tell-kernel", "--force", "--wipe", "never", bench.device.path], {
 			input: `label: gpt\n${table}`,
 		});
-	const make = (kind: FileSystemKind, device: string): Promise<string> =>
-		runOk(kind.mkfs[0]!, [...kind.mkfs.slice(1), device]);
 	await divide("1M,320M\n321M,700M\n");
 	await using one = await bench.device.part(MIB, 320 * MIB);
-	await make(ext4, one.path);
+	await makeFileSystem(ext4, one.path);
 	await using first = await bench.mount("one", one.path);
 	await put(join(first.path, "kept"), random.bytes(8 * MIB));
 	{
 		await using two = await bench.device.part(321 * MIB, 700 * MIB);
-		await make(xfs, two.path);
+		await makeFileSystem(xfs, two.path);
 		await using second = await bench.mount("two", two.path, xfs);
 		await put(join(second.path, "big"), random.bytes(60 * MIB));
 		await remove(join(second.path, "big"), second.path);
@@ -287,8 +285,8 @@ test("a partition table rewritten while its first volume is in use", async (t) =
 	await divide("1M,320M\n321M,330M\n651M,400M\n");
 	await using two = await bench.device.part(321 * MIB, 330 * MIB);
 	await using three = await bench.device.part(651 * MIB, 400 * MIB);
-	await make(ext4, two.path);
-	await make(xfs, three.path);
+	await makeFileSystem(ext4, two.path);
+	await makeFileSystem(xfs, three.path);
 	const kinds = [ext4, ext4, xfs];
 	const parts = [one, two, three];
 	await using second = await bench.mount("second", two.path);
@@ -310,6 +308,40 @@ test("a partition table rewritten while its first volume is in use", async (t) =
 		await again.unmount();
 	}
 	assert.ok((await bench.dropped()) > 0, "nothing was dropped: the test is blind");
+});
+
+test("xfs: found before mkfs.xfs is done with it, and followed from then on", async (t) => {
+	if (!requireTool(t, ...LOOP_TOOLS, ...xfs.tools)) return;
+	const folder = await temporaryFolder();
+	const image = folder.file("image");
+	await runOk("truncate", ["-s", "512M", image]);
+	await makeFileSystem(xfs, image);
+	const setInProgress = (device: string, value: 0 | 1): Promise<string> =>
+		runOk("xfs_db", ["-x", "-c", "sb 0", "-c", `write -d inprogress ${value}`, device]);
+	await setInProgress(image, 1);
+	await createDisk(folder.file("d"), { second: image });
+	await using bench = await Bench.serve(folder);
+	const seen = async () => (await bench.server.status()).volumes[0]!;
+	await waitUntil(async () => /has not finished making it/.test((await seen()).reason ?? ""), "the volume to be kept");
+	assert.equal((await seen()).waitsFor, "repair");
+	// As mkfs.xfs ends: with one write to the superblock.
+	await setInProgress(bench.device.path, 0);
+	await using mounted = await bench.mount("mnt", bench.device.path, xfs);
+	await put(join(mounted.path, "kept"), random.bytes(8 * MIB));
+	await put(join(mounted.path, "big"), random.bytes(40 * MIB));
+	const hashes = (await hashesIn(mounted.path)).filter((line) => line.endsWith("kept"));
+	await remove(join(mounted.path, "big"), mounted.path);
+	await bench.reachesDropped(40 * MIB, mounted.path);
+	await mounted.unmount();
+	await runOk("blockdev", ["--flushbufs", bench.device.path]);
+	await dropCaches();
+	await runOk("xfs_repair", ["-n", bench.device.path]);
+	await using again = await bench.mount("again", bench.device.path, xfs);
+	assert.deepEqual(
+		(await hashesIn(again.path)).filter((line) => line.endsWith("kept")),
+		hashes,
+	);
+	await again.unmount();
 });
 
 test("xfs: grows while it is in use", async (t) => {

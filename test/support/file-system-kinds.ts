@@ -28,6 +28,15 @@ export interface FileSystemKind {
 	readonly usedBytes: (image: string) => Promise<number>;
 }
 
+/** Makes it on a device or in an image, over whatever is there; `more` goes before its name. */
+export async function makeFileSystem(
+	{ mkfs: [program, ...options] }: FileSystemKind,
+	device: string,
+	...more: readonly string[]
+): Promise<void> {
+	await runOk(program!, [...options, ...more, device]);
+}
+
 export const ext4: FileSystemKind = {
 	name: "ext4",
 	tools: ["mke2fs", "e2fsck", "dumpe2fs"],

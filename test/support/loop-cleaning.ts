@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
-import { ext4, type FileSystemKind } from "./file-system-kinds.ts";
+import { ext4, type FileSystemKind, makeFileSystem } from "./file-system-kinds.ts";
 import { temporaryFolder } from "./folders.ts";
 import { allocatedBytes } from "./hashes.ts";
 import { hashesIn, LoopDevice, Mounted } from "./loop.ts";
@@ -61,15 +61,6 @@ async function checkImage({ check: [program, ...options] }: FileSystemKind, imag
 	await runOk(program!, [...options, image]);
 }
 
-/** Makes a file system on a device. */
-async function makeFileSystem(
-	{ mkfs: [program, ...options] }: FileSystemKind,
-	device: string,
-	more: readonly string[] = [],
-): Promise<void> {
-	await runOk(program!, [...options, ...more, device]);
-}
-
 /** Waits until both images of a disk, whose file system is unmounted, take no more than 2 % plus 64 MiB above what that uses. */
 export async function expectSpaceBack(
 	t: TestContext,
@@ -121,7 +112,7 @@ export async function workUnderCleaning(t: TestContext, options: WorkOptions): P
 		await using server = await SweepServer.serve(disk, ...serve);
 		{
 			await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
-			await makeFileSystem(kind, device.path, mkfs);
+			await makeFileSystem(kind, device.path, ...(mkfs ?? []));
 			await mkdir(folder.file("mnt"));
 			const work = [
 				"work",

@@ -7,7 +7,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { BLOCK_SIZE } from "../../src/foundations/units.ts";
-import { type FileSystemKind, xfs, xfsSuperblock } from "./file-system-kinds.ts";
+import { type FileSystemKind, makeFileSystem, xfs, xfsSuperblock } from "./file-system-kinds.ts";
 import { temporaryFolder } from "./folders.ts";
 import { hashesIn, LoopDevice, Mounted } from "./loop.ts";
 import { createDisk, SweepServer } from "./loop-server.ts";
@@ -56,8 +56,7 @@ export async function recordLoad(
 	{
 		await using server = await SweepServer.serve(disk, "--clean", "off", "--log-limit", "64G");
 		await using device = await LoopDevice.attach(server.uri, folder.file("fuse"));
-		const [program, ...always] = kind.mkfs;
-		await runOk(program!, [...always, ...mkfs, device.path]);
+		await makeFileSystem(kind, device.path, ...mkfs);
 		from = (await server.status()).first.position;
 		const mount = folder.file("mnt");
 		await mkdir(mount);

@@ -56,16 +56,18 @@ export class Chronicle {
 		const told = standOf(volume);
 		let known = this.#volumes.get(id);
 		if (known === undefined || known.type !== type) {
+			// The rule of a volume that no rule follows is that it is kept; that needn't be told twice.
+			const rule = ruleOf(volume);
 			known = {
 				type,
-				told: volume.live === undefined ? told : UNKNOWN,
+				told: rule === told ? told : UNKNOWN,
 				wasInitialized: false,
 				verdict: undefined,
 				bytesRead: 0,
 				point: null,
 			};
 			this.#volumes.set(id, known);
-			this.#say(`volume ${id} (${type}): found; ${volume.live === undefined ? "" : "rule: "}${ruleOf(volume)}`);
+			this.#say(`volume ${id} (${type}): found; ${rule === told ? "" : "rule: "}${rule}`);
 		}
 		if (verdict?.kind === "ready" && verdict.position !== known.point?.position)
 			known.point = { position: verdict.position, at: this.#now().toISOString() };

@@ -49,7 +49,7 @@ export function volumeStatus(volume: ServedVolume, pendingBytes: number, lastPoi
 	return {
 		id,
 		type,
-		phase: live === undefined ? "kept" : verdict?.kind === "ready" ? "continuous" : "initialization",
+		phase: isKept(volume) ? "kept" : verdict?.kind === "ready" ? "continuous" : "initialization",
 		rule: ruleOf(volume),
 		commits: live?.commits ?? 0,
 		lastPoint,
@@ -63,8 +63,9 @@ export function volumeStatus(volume: ServedVolume, pendingBytes: number, lastPoi
 }
 
 /** The rule in force, in words. */
-export function ruleOf({ live, reason }: ServedVolume): string {
-	if (live === undefined) return `kept: ${reason ?? "no rule is known for it"}`;
+export function ruleOf(volume: ServedVolume): string {
+	const { live, reason } = volume;
+	if (live === undefined || isKept(volume)) return `kept: ${reason ?? "no rule is known for it"}`;
 	return live.rule ?? defaultRules[live.viewPoints];
 }
 
@@ -73,6 +74,10 @@ const defaultRules: Readonly<Record<LiveVolume["viewPoints"], string>> = {
 	any: "records of its log after a block's last write",
 	none: "clean unmount or freeze only",
 };
+
+/** True of a volume that no rule follows: of which nothing would be dropped whatever the guest does. */
+const isKept = ({ live, verdict }: ServedVolume): boolean =>
+	live === undefined || (verdict?.kind === "keep" && waitsForOf(verdict) === "support");
 
 /** What a kept volume waits for. */
 export const waitsForOf = (state: LiveState & { readonly kind: "keep" }): WaitsFor =>
@@ -132,6 +137,7 @@ function adviceFor(waitsFor: WaitsFor, type: string): string {
 }
 
 const repairs: Readonly<Record<string, string>> = {
+	ext: "e2fsck -f",
 	ext2: "e2fsck -f",
 	ext3: "e2fsck -f",
 	ext4: "e2fsck -f",

@@ -14,11 +14,12 @@
 
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { Collected, Notice, WatchPlan, WatchRange } from "../../adapters/plane/watch.ts";
+import { isVolumeError } from "../../core/filesystems/kept-volume.ts";
 import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite } from "../../core/filesystems/live.ts";
+import { UnopenedVolume } from "../../core/filesystems/unopened.ts";
 import type { Area } from "../../core/volumes/areas.ts";
 import { cutOut, inDiskOrder, piecesOf, placeInVolume } from "../../core/volumes/pieces.ts";
 import { joinRanges } from "../../foundations/byte-ranges.ts";
-import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
@@ -309,8 +310,11 @@ async function openVolume(disk: VolumesDisk, view: ViewHandle, volume: Identifie
 		if (watched > WATCHED_RUNS_MAX) return kept("its metadata lies in more pieces than can be watched");
 		return { ...served, type: live.type, live, reason: undefined };
 	} catch (error) {
-		if (!isVmsweepError(error) || (error.kind !== "corrupt" && error.kind !== "unsupported")) throw error;
-		return kept(error.message);
+		if (!isVolumeError(error)) throw error;
+		const open = liveRuleOf(type, disk.policy);
+		if (open === undefined) return kept(error.message);
+		const live = new UnopenedVolume(type, open, error);
+		return { ...served, live, verdict: live.keptAt(view.position), reason: error.message };
 	}
 }
 

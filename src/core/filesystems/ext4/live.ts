@@ -512,7 +512,7 @@ export class Ext4LiveVolume implements LiveVolume {
 		try {
 			return await this.#recoverAgain(view);
 		} catch (error) {
-			if (!isVmsweepError(error) || (error.kind !== "corrupt" && error.kind !== "unsupported")) throw error;
+			if (!isVolumeError(error)) throw error;
 			this.#problem = error.message;
 			if (this.#structure === null) {
 				this.#setWatch(null);
