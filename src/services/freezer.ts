@@ -13,6 +13,7 @@
 // disk first, and the next one that finds the note thaws the guest.
 
 import { existsSync, rmSync, writeFileSync } from "node:fs";
+import { setTimeout as delay } from "node:timers/promises";
 import type { GuestAgent } from "../adapters/qemu/guest-agent.ts";
 import type { FreezePoint } from "./clean/freeze-point.ts";
 
@@ -197,22 +198,14 @@ export class Freezer {
 				onEvent("the guest could not be thawed; run guest-fsfreeze-thaw (virsh domfsthaw), or restart it");
 				return;
 			}
-			await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+			await delay(RETRY_MS);
 		}
 	}
 
 	/** False where the freezer is being closed. */
-	#sleep(milliseconds: number): Promise<boolean> {
+	async #sleep(milliseconds: number): Promise<boolean> {
 		const { signal } = this.#closing;
-		if (signal.aborted) return Promise.resolve(false);
-		return new Promise((resolve) => {
-			const end = (): void => {
-				clearTimeout(timer);
-				signal.removeEventListener("abort", end);
-				resolve(!signal.aborted);
-			};
-			const timer = setTimeout(end, milliseconds);
-			signal.addEventListener("abort", end);
-		});
+		await delay(milliseconds, undefined, { signal }).catch(() => {});
+		return !signal.aborted;
 	}
 }

@@ -6,6 +6,7 @@
 //
 // Runs beside the VM: it takes turns with the cleaner, and no more bytes per second than it is allowed.
 
+import { setTimeout as delay } from "node:timers/promises";
 import type { SecondImage } from "../adapters/images/second-image.ts";
 import {
 	LOCATED_AT_ONCE,
@@ -27,8 +28,6 @@ import { readFully, readSome } from "./verified-read.ts";
 
 /** Blocks read at once: 1 MiB. */
 const BLOCKS_AT_ONCE = 256;
-/** A pause looks this often whether it is to stop. */
-const SIGNAL_MS = 200;
 const SECOND_STEP = "checking the second image";
 const STOPPED = "the check was stopped; what it had found until then is not told";
 
@@ -232,11 +231,10 @@ class Scrubber {
 		this.#limit.spend(bytes);
 		onProgress?.({ step, done: this.#doneBytes, total: null });
 		await checkpoint(signal, STOPPED);
-		// However long it is: only the look at the signal comes in between.
-		for (let wait = this.#limit.waitMs; wait > 0; wait = this.#limit.waitMs) {
-			await new Promise((resolve) => setTimeout(resolve, Math.min(wait, SIGNAL_MS)));
-			await checkpoint(signal, STOPPED);
-		}
+		const { waitMs } = this.#limit;
+		if (waitMs === 0) return;
+		await delay(waitMs, undefined, { signal }).catch(() => {});
+		await checkpoint(signal, STOPPED);
 	}
 }
 

@@ -5,8 +5,10 @@
 // Whoever disposes of these in the opposite order leaves nothing behind, whatever has failed in between. This process serves the
 // export, so nothing here may wait for the file or the device without letting others have their turn.
 
-import { access, mkdir } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { exists } from "../../adapters/os/exists.ts";
 import { hasProgram, RunningProgram, runProgram } from "../../adapters/os/programs.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 
@@ -59,10 +61,7 @@ export async function attachDevice(uri: string, folder: string, signal: AbortSig
 	const file = join(folder, "nbd");
 	await waitFor(async () => {
 		if (!fuse.isAlive) throw failed("nbdfuse", (await fuse.ended).stderr);
-		return await access(file).then(
-			() => true,
-			() => false,
-		);
+		return await exists(file);
 	}, signal);
 	// Not ended by the signal: a device that nobody knows of would stay.
 	const { exitCode, stdout, stderr } = await runProgram("losetup", ["--find", "--show", file]);
@@ -130,7 +129,7 @@ async function waitFor(isSo: () => Promise<boolean>, signal?: AbortSignal): Prom
 	for (let tried = 0; tried < TRIES; tried++) {
 		if (signal?.aborted === true) throw new VmsweepError("INTERRUPTED", "waiting for this host was stopped.");
 		if (await isSo()) return;
-		await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+		await delay(RETRY_MS);
 	}
 	throw new VmsweepError("IO", "this host took too long to attach a device. Try again.");
 }

@@ -8,7 +8,7 @@
 
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import { LIVE } from "../../adapters/plane/connection.ts";
-import { unpackLocated } from "../../adapters/plane/located.ts";
+import { LOCATED_AT_ONCE, unpackLocated } from "../../adapters/plane/located.ts";
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import { type PlacedRun, planDrops } from "../../core/cleaner/plan.ts";
 import { appendRun, type BlockRun, blocksIn, piecesOf } from "../../core/cleaner/runs.ts";
@@ -19,8 +19,6 @@ import type { Judged } from "../clean/cleaner.ts";
 import { provenRuns } from "../clean/proven.ts";
 import type { ServedVolume } from "../clean/volumes.ts";
 
-/** Blocks looked up in one call: 256 MiB of the disk. */
-const LOCATED_AT_ONCE = 65_536;
 /** Runs of one volume, free ones and those between them: what comes behind them isn't verified. */
 const RUNS_MAX = 1 << 20;
 

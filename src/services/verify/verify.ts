@@ -17,6 +17,7 @@ import { mkdtemp, open, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline/promises";
+import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { type OfferedDisk, offerDisks } from "../../adapters/nbd/disk-server.ts";
 import { exportUri } from "../../adapters/nbd/listen-address.ts";
@@ -31,6 +32,7 @@ import { runOnDisk } from "../disk-commands.ts";
 import { isDiskServed } from "../disk-directory.ts";
 import { nbdSocketPath } from "../disk-paths.ts";
 import type { LongRunning } from "../progress.ts";
+import { RateLimit } from "../rate-limit.ts";
 import { ServedDisk } from "../served-disk.ts";
 import { readSnapshot } from "../snapshot-reading.ts";
 import { type Checker, checkers } from "./checkers.ts";
@@ -152,37 +154,21 @@ async function forgetSnapshot(directory: string, tries: number): Promise<void> {
 		} catch (error) {
 			if (isVmsweepError(error, "FILE_NOT_FOUND")) return;
 			if (!isVmsweepError(error, "DISK_LOCKED") || tried >= tries) throw error;
-			await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+			await delay(RETRY_MS);
 		}
 }
 
 /** Reads at most so many bytes per second, over time; without rests once it is to end. */
 function paced(source: ByteSource, { bytesPerSecond = Number.POSITIVE_INFINITY, signal }: VerifyOptions): ByteSource {
-	const started = performance.now();
-	let bytes = 0;
+	const limit = new RateLimit(bytesPerSecond);
 	return {
 		size: source.size,
 		async read(at, into) {
-			bytes += into.length;
-			const early = (bytes / bytesPerSecond) * 1000 - (performance.now() - started);
-			if (early > 0) await rested(early, signal);
+			limit.spend(into.length);
+			if (limit.waitMs > 0) await delay(limit.waitMs, undefined, { signal }).catch(() => {});
 			await source.read(at, into);
 		},
 	};
-}
-
-/** Resolves after so many milliseconds, or when the signal comes. */
-function rested(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {
-	return new Promise((resolve) => {
-		if (signal?.aborted === true) return resolve();
-		const end = (): void => {
-			clearTimeout(timer);
-			signal?.removeEventListener("abort", end);
-			resolve();
-		};
-		const timer = setTimeout(end, milliseconds);
-		signal?.addEventListener("abort", end);
-	});
 }
 
 type Side = "real" | "patterned";
@@ -237,7 +223,7 @@ class Verifier {
 			const disk = new OverlaidDisk(source, side === "real" ? [] : patterned, file, OVERLAY_BYTES_MAX);
 			for (const each of chosen) disks.set(exportOf(side, each), this.#noticingFailures(volumeOf(disk, each)));
 		}
-		stack.use(await offerDisks(join(this.#folder, "nbd.sock"), disks));
+		stack.use(await offerDisks(nbdSocketPath(this.#folder), disks));
 		const verdicts: VolumeVerdict[] = [];
 		for (const each of chosen) {
 			const verdict = await this.#verify(each);
@@ -337,7 +323,7 @@ class Verifier {
 		const step = (what: string): void =>
 			this.#options.onProgress?.({ step: `${volume.id}, ${side} view: ${what}`, done: 0, total: null });
 		step("attaching it");
-		const uri = exportUri({ kind: "unix", path: join(this.#folder, "nbd.sock") }, exportOf(side, volume));
+		const uri = exportUri({ kind: "unix", path: nbdSocketPath(this.#folder) }, exportOf(side, volume));
 		await using device = await attachDevice(uri, join(this.#folder, `${side}.fuse`), signal);
 		let problem: string | undefined = mount ? undefined : "mounting was not wanted";
 		if (mount) {
