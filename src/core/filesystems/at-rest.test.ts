@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
 import { isAllFree } from "../../../test/support/live-volumes.ts";
+import { VmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange, FileSystemMap } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import { byteCount, byteOffset, type LogPosition, logPosition } from "../../foundations/units.ts";
@@ -134,6 +135,20 @@ describe("an unmount", () => {
 		marks = [bytes(2 * K, K)];
 		const state = await volume.advanceClean(toy.source, at(20), at(10));
 		assert.deepEqual([state.kind, state.watchChanged], ["keep", true]);
+	});
+
+	test("found before it was made, it is followed anew once it is, though nothing seen so far marks an unmount", async () => {
+		let isMade = false;
+		const marks = async (): Promise<ByteRange[]> => {
+			if (isMade) return [bytes(K, K)];
+			throw new VmsweepError("VOLUME_DAMAGED", "it has no log");
+		};
+		const toy = new Toy({ marks });
+		const volume = await AtRestVolume.open(toy.source, toy.kind);
+		const state = await volume.advanceClean(toy.source, at(20), at(10));
+		assert.deepEqual([reasonOf(state), state.watchChanged], ["toy is mounted", false]);
+		isMade = true;
+		assert.equal((await volume.advanceClean(toy.source, at(30), at(30))).watchChanged, true);
 	});
 });
 

@@ -19,8 +19,8 @@ import type { ByteSource } from "../../foundations/source.ts";
 import { metered } from "../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition } from "../../foundations/units.ts";
-import { isVolumeError } from "./kept-volume.ts";
-import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite, ViewPoints, WatchRange } from "./live.ts";
+import { isVolumeError, solutionOf } from "./kept-volume.ts";
+import type { FrozenMoment, LiveState, LiveVolume, MetadataWrite, ViewPoints, WaitsFor, WatchRange } from "./live.ts";
 import { checkSoleOwner } from "./signatures.ts";
 
 /** What a kind of file system shows of itself at rest. */
@@ -45,6 +45,8 @@ export interface AtRestKind {
 	/** Reads it as frozen: not unmounted. Absent where a freeze leaves no trace on the disk. */
 	readonly readFrozen?: FileSystemReader;
 }
+
+const NOTHING_SHOWS_FREEZE = "the guest's agent says that it is frozen, but nothing on the disk shows it";
 
 export class AtRestVolume implements LiveVolume {
 	readonly viewPoints: ViewPoints;
@@ -115,13 +117,13 @@ export class AtRestVolume implements LiveVolume {
 	/** Any view is a state that a power cut could have left, and looked at as such. */
 	async advance(view: ByteSource, at: LogPosition): Promise<LiveState> {
 		const { read, whileMounted, neverReusesEarly } = this.#kind;
-		if (!neverReusesEarly) return this.#keep(at, 0, whileMounted, true);
+		if (!neverReusesEarly) return this.#keep(at, 0, whileMounted);
 		const before = this.#seen;
 		const source = this.#meter(view);
 		const seen = await this.#look(source, at, read);
 		if ("kind" in seen) return seen;
 		if (before === null || before.map.uuid !== seen.uuid || before.map.size !== seen.size)
-			return this.#keep(at, source.bytesRead, whileMounted, true);
+			return this.#keep(at, source.bytesRead, whileMounted);
 		const freeRuns: FileSystemMap["freeRuns"] = (from, to) =>
 			without(seen.freeRuns(from, to), before.map.freeRuns(from, to));
 		return this.#ready({ ...seen, freeRuns }, at, before.at, source.bytesRead);
@@ -130,14 +132,15 @@ export class AtRestVolume implements LiveVolume {
 	async advanceClean(view: ByteSource, at: LogPosition, lastWrite: LogPosition | null): Promise<LiveState> {
 		const { read, whileMounted, showsUnmount, marksMounts, neverReusesEarly } = this.#kind;
 		if (neverReusesEarly) return await this.advance(view, at);
-		const isUnmounted = showsUnmount && (lastWrite === null ? marksMounts : this.#isMark(lastWrite));
-		if (!isUnmounted) return this.#keep(at, 0, whileMounted, true);
 		const source = this.#meter(view);
+		if (!(await this.#isWatchedIn(source))) return this.#keepMoved(at, source.bytesRead);
+		const isUnmounted = showsUnmount && (lastWrite === null ? marksMounts : this.#isMark(lastWrite));
+		if (!isUnmounted) return this.#keep(at, source.bytesRead, whileMounted);
 		const seen = await this.#look(source, at, read);
 		if ("kind" in seen) return seen;
 		return seen.state === "clean"
 			? this.#ready(seen, at, logPosition(Number.POSITIVE_INFINITY), source.bytesRead)
-			: this.#keep(at, source.bytesRead, whileMounted, true);
+			: this.#keep(at, source.bytesRead, whileMounted);
 	}
 
 	async #judgeFrozen(
@@ -146,11 +149,11 @@ export class AtRestVolume implements LiveVolume {
 		{ asked, lastWrite }: FrozenMoment,
 		read: FileSystemReader,
 	): Promise<LiveState> {
+		const source = this.#meter(view);
+		if (!(await this.#isWatchedIn(source))) return this.#keepMoved(at, source.bytesRead);
 		// Written by the freeze itself: another mount that the agent doesn't see could have rested since any earlier moment.
 		const isShown = lastWrite !== null && this.#isMark(lastWrite) && lastWrite > asked;
-		if (!isShown)
-			return this.#keep(at, 0, "the guest's agent says that it is frozen, but nothing on the disk shows it", true);
-		const source = this.#meter(view);
+		if (!isShown) return this.#keep(at, source.bytesRead, NOTHING_SHOWS_FREEZE);
 		const seen = await this.#look(source, at, read);
 		return "kind" in seen ? seen : this.#ready(seen, at, at, source.bytesRead);
 	}
@@ -167,23 +170,29 @@ export class AtRestVolume implements LiveVolume {
 		read: FileSystemReader,
 	): Promise<FileSystemMap | LiveState> {
 		assert(this.#observed === null || this.#observed <= at, "a view is older than the writes that were observed");
-		const keep = (reason: string, pending: boolean): LiveState => this.#keep(at, view.bytesRead, reason, pending);
+		const keep = (reason: string, waitsFor: WaitsFor): LiveState => this.#keep(at, view.bytesRead, reason, waitsFor);
 		try {
 			await checkSoleOwner(view, this.#kind.type);
-			if (!sameRanges(await this.#marksIn(view), this.#marks)) {
-				// Writes to the new places were not seen: whoever follows the volume starts afresh.
-				this.#watchChanged = true;
-				return keep("it has another layout than before; it is looked at anew", true);
-			}
 			const map = await read(view, { vmOff: false });
-			if (map === null) return keep("its superblock is gone", false);
-			if (map.kept !== null) return keep(map.kept, map.state !== "clean");
+			if (map === null) return keep("its superblock is gone", "support");
+			if (map.kept !== null) return keep(map.kept, map.state === "clean" ? "support" : "rest");
 			this.#seen = { map, at };
 			return map;
 		} catch (error) {
 			if (!isVolumeError(error)) throw error;
-			return keep(error.message, false);
+			return keep(error.message, solutionOf(error));
 		}
+	}
+
+	/** False where the marks lie elsewhere by now: it was made anew, or found before it was made. */
+	async #isWatchedIn(view: ByteSource): Promise<boolean> {
+		return sameRanges(await this.#marksIn(view), this.#marks);
+	}
+
+	/** Writes to the new places were not seen: whoever follows the volume starts afresh. */
+	#keepMoved(at: LogPosition, bytesRead: number): LiveState {
+		this.#watchChanged = true;
+		return this.#keep(at, bytesRead, "it has another layout than before; it is looked at anew");
 	}
 
 	/** The marks, none where the volume can't be believed: then no write is taken for one. */
@@ -212,9 +221,9 @@ export class AtRestVolume implements LiveVolume {
 		return { kind: "ready", position, settled, changed, metadataBytesRead, groupsRead: 1, watchChanged, warnings };
 	}
 
-	#keep(position: LogPosition, metadataBytesRead: number, reason: string, pending: boolean): LiveState {
+	#keep(position: LogPosition, metadataBytesRead: number, reason: string, waitsFor: WaitsFor = "rest"): LiveState {
 		this.#free = () => [];
-		const waitsFor = pending ? "rest" : "support";
+		const pending = waitsFor === "rest";
 		return { kind: "keep", position, reason, pending, waitsFor, metadataBytesRead, watchChanged: this.#watchChanged };
 	}
 

@@ -44,6 +44,10 @@ export const reasonToKeep = (error: unknown): string | null =>
 export const isVolumeError = (error: unknown): error is VmsweepError =>
 	isVmsweepError(error) && (error.kind === "corrupt" || error.kind === "unsupported" || error.code === "OUT_OF_RANGE");
 
+/** What makes an end of such an error. */
+export const solutionOf = ({ kind }: VmsweepError): "support" | "repair" =>
+	kind === "unsupported" ? "support" : "repair";
+
 /** The identity as a map has it. */
 export const named = ({ type, uuid, label, blockSize }: VolumeIdentity) => ({
 	type,

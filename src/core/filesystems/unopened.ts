@@ -5,7 +5,7 @@ import type { VmsweepError } from "../../foundations/errors.ts";
 import type { VolumeState } from "../../foundations/guest-map.ts";
 import type { ByteSource } from "../../foundations/source.ts";
 import type { LogPosition } from "../../foundations/units.ts";
-import { isVolumeError } from "./kept-volume.ts";
+import { isVolumeError, solutionOf } from "./kept-volume.ts";
 import type { LiveState, LiveVolume, ViewPoints, WatchRange } from "./live.ts";
 
 export class UnopenedVolume implements LiveVolume {
@@ -65,7 +65,7 @@ export class UnopenedVolume implements LiveVolume {
 
 	/** What it is as long as it can't be opened. */
 	keptAt(position: LogPosition): LiveState & { readonly kind: "keep" } {
-		const waitsFor = this.#why.kind === "unsupported" ? "support" : "repair";
+		const waitsFor = solutionOf(this.#why);
 		const { message: reason } = this.#why;
 		return { kind: "keep", position, reason, pending: false, waitsFor, metadataBytesRead: 0, watchChanged: false };
 	}

@@ -165,7 +165,7 @@ export class Volumes {
 		const state = mayLook(volume)
 			? await timed(volume, () => live.advance(this.#contentOf(volume, view), view.position))
 			: undefined;
-		if (state !== undefined && !(live.readsAll === true && state.kind === "keep" && keepsItsVerdict(volume)))
+		if (state !== undefined && !(live.readsAll === true && keepsItsVerdict(volume, state)))
 			return this.#conclude(volume, view, state);
 		await this.#plane.ask("releaseView", view.id);
 		return undefined;
@@ -178,7 +178,7 @@ export class Volumes {
 		const view = await this.#plane.ask("takeViewAtRest", { volume: index, lastWrite });
 		if (view === undefined) return undefined;
 		const state = await this.#unlessAsleep(view, await this.#advanceClean(volume, view, lastWrite));
-		if (state.kind === "keep" && keepsItsVerdict(volume)) {
+		if (keepsItsVerdict(volume, state)) {
 			await this.#plane.ask("releaseView", view.id);
 			return undefined;
 		}
@@ -250,7 +250,7 @@ export class Volumes {
 		await live.observe(takeWritesUpTo(volume, view.position));
 		const state = await live.advanceFrozen(this.#contentOf(volume, view), view.position, moment);
 		volume.restedAt = view.position;
-		if (state.kind === "keep" && keepsItsVerdict(volume)) return undefined;
+		if (keepsItsVerdict(volume, state)) return undefined;
 		if (state.kind === "ready") volume.frozenAt = new Date().toISOString();
 		return this.#conclude(volume, view, state);
 	}
@@ -267,8 +267,8 @@ export class Volumes {
 }
 
 /** A mounted volume that merely rests keeps the verdict that its commits or a freeze gave. */
-const keepsItsVerdict = ({ verdict }: ServedVolume): boolean =>
-	verdict?.kind === "ready" && Number.isFinite(verdict.settled);
+const keepsItsVerdict = ({ verdict }: ServedVolume, state: LiveState): boolean =>
+	state.kind === "keep" && !state.watchChanged && verdict?.kind === "ready" && Number.isFinite(verdict.settled);
 
 /** True of a volume that nothing but a freeze proves anything of while it is mounted, and that was written since the last one. */
 export const needsFreeze = ({ live, lastWrite, restedAt = -1 }: ServedVolume): boolean =>

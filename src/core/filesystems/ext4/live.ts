@@ -16,13 +16,13 @@
 
 import { joinRanges } from "../../../foundations/byte-ranges.ts";
 import { crc32c } from "../../../foundations/crc.ts";
-import { assert, type ErrorKind, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
+import { assert, isVmsweepError, VmsweepError } from "../../../foundations/errors.ts";
 import type { ByteRange, VolumeState } from "../../../foundations/guest-map.ts";
 import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
-import { isVolumeError } from "../kept-volume.ts";
+import { isVolumeError, solutionOf } from "../kept-volume.ts";
 import type {
 	Evidence,
 	FileSystemBlock,
@@ -423,7 +423,7 @@ export class Ext4LiveVolume implements LiveVolume {
 		} catch (error) {
 			if (!isVolumeError(error)) throw error;
 			this.#newLayout(error.message);
-			this.#solution = this.#solutionOf(error.kind);
+			this.#solution = this.#solutionOf(error);
 			return this.#keep(view, at, error.message, false, this.#solution);
 		}
 	}
@@ -455,10 +455,10 @@ export class Ext4LiveVolume implements LiveVolume {
 	}
 
 	/** What would make an end of an error that the volume's bytes led to. */
-	#solutionOf(kind: ErrorKind): WaitsFor {
-		if (kind !== "unsupported") return "repair";
+	#solutionOf(error: VmsweepError): WaitsFor {
+		const solution = solutionOf(error);
 		// Mounted, or not unmounted cleanly, and without a journal that would tell its state.
-		return this.#hasNoJournal && this.#unread?.valid === false ? "rest" : "support";
+		return solution === "support" && this.#hasNoJournal && this.#unread?.valid === false ? "rest" : solution;
 	}
 
 	#keep(
@@ -518,7 +518,7 @@ export class Ext4LiveVolume implements LiveVolume {
 				this.#setWatch(null);
 				await this.#rememberUnread(view);
 			}
-			this.#solution = this.#solutionOf(error.kind);
+			this.#solution = this.#solutionOf(error);
 			return null;
 		}
 	}

@@ -21,7 +21,7 @@ import type { ByteSource } from "../../../foundations/source.ts";
 import { metered, readBytes } from "../../../foundations/source.ts";
 import type { ByteCount, ByteOffset, LogPosition } from "../../../foundations/units.ts";
 import { byteCount, byteOffset, logPosition, roundDown, roundUp } from "../../../foundations/units.ts";
-import { isVolumeError } from "../kept-volume.ts";
+import { isVolumeError, solutionOf } from "../kept-volume.ts";
 import type {
 	Evidence,
 	FileSystemBlock,
@@ -380,8 +380,7 @@ export class XfsLiveVolume implements LiveVolume {
 			if (!isVolumeError(error)) throw error;
 			this.#break(error.message);
 			this.#mustCheckSignatures = true;
-			const waitsFor = error.kind === "unsupported" ? "support" : "repair";
-			return { ...this.#keep(view, at, error.message, false), waitsFor };
+			return { ...this.#keep(view, at, error.message, false), waitsFor: solutionOf(error) };
 		}
 	}
 
