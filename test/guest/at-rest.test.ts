@@ -24,7 +24,7 @@ interface Kind {
 
 const allKinds: Readonly<Record<string, Kind>> = {
 	FAT: {
-		mkfs: "mkfs.vfat -F 32 --mbr=no",
+		mkfs: "mkfs.vfat -F 32",
 		mount: "mount -t vfat",
 		check: "fsck.vfat -n",
 		reason: /FAT is cleaned when/,

@@ -138,6 +138,32 @@ describe("MBR", () => {
 		]);
 	});
 
+	test("what mkfs.fat writes into its own boot sector divides nothing; half a disk is no such pretence", async (t) => {
+		if (!requireTool(t, "mkfs.fat")) return;
+		await using folder = await temporaryFolder();
+		const disk = folder.file("disk");
+		await runOk("truncate", ["-s", "100M", disk]);
+		await runOk("mkfs.fat", ["-F", "32", "--mbr=yes", disk]);
+		const entry = Buffer.alloc(16);
+		{
+			await using file = await open(disk);
+			await file.read(entry, 0, entry.length, 0x1be);
+		}
+		assert.equal(entry.readUInt32LE(8), 0, "it begins with the disk");
+		const sectors = (100 * MIB) / 512;
+		assert.equal(entry.readUInt32LE(12), sectors);
+		assert.deepEqual(summary(await mapOf(disk)), [["disk", 0, 100, "vfat", "read"]]);
+		const withSectors = async (count: number): Promise<void> => {
+			entry.writeUInt32LE(count, 12);
+			await writeAt(disk, 0x1be, entry);
+		};
+		// As on a disk that shows tracks of 63 sectors.
+		await withSectors(sectors - (sectors % 63));
+		assert.deepEqual(summary(await mapOf(disk)), [["disk", 0, 100, "vfat", "read"]]);
+		await withSectors(sectors / 2);
+		assert.deepEqual(summary(await mapOf(disk)), [["p1", 0, 50, "unknown", "kept"]]);
+	});
+
 	test("a chain that bites its tail ends, with a warning", async (t) => {
 		if (!requireTool(t, "sfdisk")) return;
 		await using folder = await temporaryFolder();

@@ -81,13 +81,16 @@ export async function readPartitionTable(disk: ByteSource): Promise<PartitionTab
 	};
 }
 
+/** Sectors of a track, the most that an MBR can tell. mkfs.fat makes file systems of whole tracks. */
+const TRACK_SECTORS = 63;
+
 /**
- * True where a table divides nothing: one partition that begins with the table itself and has all of the disk. mkfs.fat
- * (option --mbr) and isohybrid write one into the boot sector of a file system that lies straight on the disk, for
- * systems that insist on a table; either way of reading it leads to the same bytes.
+ * True where a table divides nothing: one partition that begins with the table itself and has all of the disk but for a
+ * part of a track. mkfs.fat (by itself on a disk that is no removable one) and isohybrid write one into the boot sector of a file
+ * system that lies straight on the disk, for systems that insist on a table; either way of reading it leads to the same bytes.
  */
 const isPretence = (used: readonly MbrTableEntry[], diskSize: number): boolean =>
-	used.length === 1 && used[0]!.firstSector === 0 && used[0]!.sectorCount >= Math.floor(diskSize / 512);
+	used.length === 1 && used[0]!.firstSector === 0 && used[0]!.sectorCount > diskSize / 512 - TRACK_SECTORS;
 
 /** Entries of a hybrid MBR must repeat GPT partitions; any other is added, so that the overlap check keeps both whole. */
 function besideHybrid(
