@@ -38,6 +38,15 @@ function callAsync(definition: string): (...args: number[]) => Promise<number> {
 		});
 }
 
+/** A call of glibc's own, which other C libraries may lack: undefined there. */
+export function glibcCall(definition: string): Call | undefined {
+	try {
+		return call(definition);
+	} catch {
+		return undefined;
+	}
+}
+
 // The hot calls are spelled out, so that each stays one direct call without argument spreading.
 const rawPoll = libc.func("int poll(uintptr_t fds, ulong count, int timeoutMs)") as unknown as Call;
 const rawRecv = libc.func("int64_t recv(int fd, uintptr_t into, size_t length, int flags)") as unknown as Call;

@@ -23,6 +23,7 @@ import type { FirstImage } from "../../core/log/first-image.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount } from "../../foundations/units.ts";
 import type { TableUpdate } from "../images/second-layout.ts";
+import { trimMemory } from "../os/memory.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
 import { Answers } from "./answers.ts";
@@ -31,6 +32,7 @@ import type { ClientSetup } from "./connection.ts";
 import { newCounters, type PlaneCounters } from "./counters.ts";
 import { type BlockSums, DiskReader, type LogFile } from "./disk-reader.ts";
 import { Flushes } from "./flushes.ts";
+import { IdleMemory } from "./idle-memory.ts";
 import type { JobQueue } from "./jobs.ts";
 import { Latencies } from "./latencies.ts";
 import { PollSet } from "./poll-set.ts";
@@ -88,6 +90,7 @@ export class Plane {
 	readonly #writes: StagedWrites;
 	readonly #flushes: Flushes;
 	readonly #answers: Answers;
+	readonly #idleMemory = new IdleMemory(trimMemory);
 	readonly #bellCount: Pinned = sys.pin(8);
 	/** Who waits for the guest to write something, and since which guest entry. */
 	#awaitsWrites: { readonly since: number; readonly done: () => void }[] = [];
@@ -149,6 +152,7 @@ export class Plane {
 		this.#flushes.begin();
 		this.#answers.sendFinished();
 		jobs.submit();
+		this.#idleMemory.note(rang || work.length > 0);
 		this.#clients.endRound();
 		if (requests > 0) this.latencies.add(requests, performance.now() - since);
 		if (this.#awaitsWrites.length > 0) this.#tellOfWrites();

@@ -1,0 +1,24 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { IdleMemory } from "./idle-memory.ts";
+
+test("memory is given back once per rest, and only after work that was worth it", () => {
+	let given = 0;
+	const memory = new IdleMemory(() => given++);
+	const rounds = (count: number, wasBusy: boolean): number => {
+		for (let round = 0; round < count; round++) memory.note(wasBusy);
+		return given;
+	};
+	rounds(999, true);
+	assert.equal(rounds(10, false), 0, "too little work");
+	rounds(1, true);
+	assert.equal(rounds(3, false), 0, "too short a rest");
+	assert.equal(rounds(1, false), 1);
+	assert.equal(rounds(50, false), 1);
+	for (let time = 0; time < 50; time++) {
+		rounds(100, true);
+		rounds(3, false);
+	}
+	assert.equal(given, 1, "never idle for long enough");
+	assert.equal(rounds(10, false), 2);
+});
