@@ -9,16 +9,18 @@ test("memory is given back once per rest, and only after work that was worth it"
 		for (let round = 0; round < count; round++) memory.note(wasBusy);
 		return given;
 	};
-	rounds(999, true);
-	assert.equal(rounds(10, false), 0, "too little work");
-	rounds(1, true);
 	assert.equal(rounds(3, false), 0, "too short a rest");
-	assert.equal(rounds(1, false), 1);
-	assert.equal(rounds(50, false), 1);
+	assert.equal(rounds(1, false), 1, "what opening the disk took");
+	rounds(999, true);
+	assert.equal(rounds(10, false), 1, "too little work");
+	rounds(1, true);
+	assert.equal(rounds(3, false), 1, "too short a rest");
+	assert.equal(rounds(1, false), 2);
+	assert.equal(rounds(50, false), 2);
 	for (let time = 0; time < 50; time++) {
 		rounds(100, true);
 		rounds(3, false);
 	}
-	assert.equal(given, 1, "never idle for long enough");
-	assert.equal(rounds(10, false), 2);
+	assert.equal(given, 2, "never idle for long enough");
+	assert.equal(rounds(10, false), 3);
 });

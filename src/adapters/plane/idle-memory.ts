@@ -7,7 +7,8 @@ const WORTH_ROUNDS = 1000;
 
 export class IdleMemory {
 	readonly #giveBack: () => void;
-	#busyRounds = 0;
+	/** Opening a disk is such work, too. */
+	#busyRounds = WORTH_ROUNDS;
 	#idleLooks = 0;
 
 	constructor(giveBack: () => void) {
