@@ -114,7 +114,7 @@ describe("recorder oracle, long", () => {
 const xfsCases: Readonly<Record<string, Omit<OracleCase, "kind" | "unit">>> = {
 	"as mkfs makes it": { mkfs: [], mountOptions: "defaults", load: long },
 	"cut off": { mkfs: [], mountOptions: "defaults", load: [...long, "--shutdown"] },
-	"long log buffers": { mkfs: ["-l", "size=128m"], mountOptions: "logbsize=256k,logbufs=8", load: long },
+	"long log buffers": { mkfs: ["-l", "size=112m"], mountOptions: "logbsize=256k,logbufs=8", load: long },
 	"short log buffers, cut off": {
 		mkfs: [],
 		mountOptions: "logbsize=16k,logbufs=2",
