@@ -20,7 +20,6 @@ import {
 	type NbdListener,
 } from "../adapters/nbd/listener.ts";
 import { loadTls, type ServerTls, type TlsFiles } from "../adapters/nbd/tls.ts";
-import { limitArenas } from "../adapters/os/memory.ts";
 import { GuestAgent } from "../adapters/qemu/guest-agent.ts";
 import { diskTransmissionFlags, type ExportDescription } from "../core/nbd/handshake.ts";
 import { VmsweepError } from "../foundations/errors.ts";
@@ -37,8 +36,6 @@ import { ServedDisk } from "./served-disk.ts";
 
 /** Disks that clean at once, at most, and never more than leaves a processor for the guests' disks. */
 const CLEANING_AT_ONCE = 4;
-/** The allocator's pools for the threads of all disks, which seldom ask it for anything at the same time. */
-const ARENAS = 2;
 
 export interface ServeOptions {
 	/** The disks' directories. */
@@ -122,7 +119,6 @@ export class Server implements AsyncDisposable {
 	}
 
 	static async start(options: ServeOptions): Promise<Server> {
-		limitArenas(ARENAS);
 		const addresses = addressesOf(options);
 		const vms = vmsOf(options);
 		const tls = options.tls === undefined ? undefined : await loadTls(options.tls);
