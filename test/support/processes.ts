@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { dirname, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { waitUntil } from "./waiting.ts";
 
 /** The checkout that these tests belong to. */
@@ -68,7 +69,7 @@ export async function runOk(
 	let finished = await run(program, programArguments, options);
 	// btrfs's programs ask what lies behind every mounted loop device, also those of tests that just kill its server.
 	for (let tried = 1; tried < 40 && finished.stderr.includes(DEAD_MOUNT); tried++) {
-		await new Promise((resolve) => setTimeout(resolve, 500));
+		await delay(500);
 		finished = await run(program, programArguments, options);
 	}
 	const { exitCode, signal, stdout, stderr } = finished;

@@ -13,6 +13,7 @@
 // duplicates, and vanish with the last of them, however the process ends. So there is nothing to unlock here.
 
 import { readdir, readFile, readlink, realpath } from "node:fs/promises";
+import { setTimeout as delay } from "node:timers/promises";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { EAGAIN, errnoName, fcntl, pin } from "./syscalls.ts";
 
@@ -79,7 +80,7 @@ async function settled(path: string, lock: () => Conflict | undefined): Promise<
 	for (let tried = 1; ; tried++) {
 		const conflict = lock();
 		if (conflict?.result !== -EAGAIN || tried === TRIES || (await openersOf(path)).length > 0) return conflict;
-		await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+		await delay(RETRY_MS);
 	}
 }
 
