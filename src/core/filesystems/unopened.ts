@@ -51,12 +51,8 @@ export class UnopenedVolume implements LiveVolume {
 			this.#why = error;
 			return this.keptAt(at);
 		}
-		return {
-			...this.keptAt(at),
-			pending: true,
-			reason: "it can be read now, and is looked at anew",
-			watchChanged: true,
-		};
+		const reason = "it can be read now, and is looked at anew";
+		return { kind: "keep", position: at, reason, pending: true, metadataBytesRead: 0, watchChanged: true };
 	}
 
 	advanceClean(view: ByteSource, at: LogPosition): Promise<LiveState> {

@@ -137,7 +137,6 @@ function adviceFor(waitsFor: WaitsFor, type: string): string {
 }
 
 const repairs: Readonly<Record<string, string>> = {
-	ext: "e2fsck -f",
 	ext2: "e2fsck -f",
 	ext3: "e2fsck -f",
 	ext4: "e2fsck -f",
