@@ -65,10 +65,10 @@ test("a hibernated guest finds all that it had in memory, and is cleaned again o
 		expected = await guest.run(`
 			set -e
 			printf 'size=500M,type=S\\nsize=480M\\nsize=480M\\n' | sfdisk -q --label gpt $DISK0
-			mkswap -q ${"$"}{DISK0}1; swapon ${"$"}{DISK0}1
+			mkswap -q \${DISK0}1; swapon \${DISK0}1
 			mkdir -p /tmp/a /tmp/b
-			mkfs.ext4 -q ${"$"}{DISK0}2; mount -o commit=1 ${"$"}{DISK0}2 /tmp/a
-			mkfs.xfs -q ${"$"}{DISK0}3; mount ${"$"}{DISK0}3 /tmp/b
+			mkfs.ext4 -q \${DISK0}2; mount -o commit=1 \${DISK0}2 /tmp/a
+			mkfs.xfs -q \${DISK0}3; mount \${DISK0}3 /tmp/b
 			for m in /tmp/a /tmp/b; do
 				mkdir $m/keep
 				for i in $(seq 8); do head -c 500000 /dev/urandom > $m/keep/$i; done
@@ -107,15 +107,15 @@ test("a hibernated guest finds all that it had in memory, and is cleaned again o
 		set -e
 		rm /tmp/?/growing
 		umount /tmp/a /tmp/b
-		e2fsck -fn ${"$"}{DISK0}2; xfs_repair -n ${"$"}{DISK0}3
-		swapoff ${"$"}{DISK0}1`);
+		e2fsck -fn \${DISK0}2; xfs_repair -n \${DISK0}3
+		swapoff \${DISK0}1`);
 	const isDropped = async (): Promise<boolean> =>
 		(await server.status()).cleaner.droppedBytes >= droppedBytes + 16 * MIB;
 	await waitUntil(isDropped, "the space of both files to come back", { timeoutSeconds: 60, everyMs: 500 });
 	await guest.run(`
 		set -e
 		echo 3 > /proc/sys/vm/drop_caches
-		mount ${"$"}{DISK0}2 /tmp/a; mount ${"$"}{DISK0}3 /tmp/b`);
+		mount \${DISK0}2 /tmp/a; mount \${DISK0}3 /tmp/b`);
 	assert.equal(await guest.run("cd /tmp; sha256sum ?/keep/*"), expected);
 	await guest.stop();
 	assert.equal((await server.stop()).exitCode, 0);

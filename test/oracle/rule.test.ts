@@ -6,7 +6,7 @@ import { describe, test } from "node:test";
 import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/live.ts";
 import { ext4 } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
-import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
+import { judge, type OracleCase, recordRun } from "../support/oracle-run.ts";
 import { requireTool } from "../support/requirements.ts";
 
 const SIZE = "320M";
@@ -33,7 +33,7 @@ describe("recorder oracle", () => {
 	for (const [name, oracleCase] of Object.entries(cases))
 		test(name, async (t) => {
 			if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
-			const recorded = await recordLoad(t, SIZE, oracleCase);
+			const recorded = await recordRun(t, SIZE, oracleCase);
 			if (recorded === null) return;
 			const rule = await judge(t, "the rule", recorded, { open: (view) => Ext4LiveVolume.open(view) });
 			assert.equal(rule.damaged, 0);
@@ -42,7 +42,7 @@ describe("recorder oracle", () => {
 
 	test("wrong rules lose files: one commit only, transaction numbers", async (t) => {
 		if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
-		const recorded = await recordLoad(t, SIZE, {
+		const recorded = await recordRun(t, SIZE, {
 			kind: ext4,
 			mkfs: ["-b", "4096"],
 			mountOptions: "commit=1,nodelalloc,data=ordered,dioread_lock",

@@ -13,7 +13,7 @@ import { xfs } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
 import type { RecordedWrite } from "../support/oracle-recording.ts";
 import { memory } from "../support/oracle-rule.ts";
-import { type RecordedRun, recordLoad } from "../support/oracle-run.ts";
+import { type RecordedRun, recordRun } from "../support/oracle-run.ts";
 import { requireTool } from "../support/requirements.ts";
 
 /** A disk in memory and a live volume on it, to which writes are delivered by hand. */
@@ -94,7 +94,7 @@ describe("XFS log records out of order", () => {
 		const context = t as TestContext;
 		if (!requireTool(context, ...LOOP_TOOLS, ...xfs.tools)) return;
 		const load = ["--rounds", "1", "--seconds", "2"];
-		recorded = await recordLoad(context, "400M", {
+		recorded = await recordRun(context, "400M", {
 			kind: xfs,
 			mkfs: [],
 			mountOptions: "logbsize=32k",

@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { xfs } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
-import { type OracleCase, recordLoad } from "../support/oracle-run.ts";
+import { type OracleCase, recordRun } from "../support/oracle-run.ts";
 import { judgeXfs, withQuickLogWorker } from "../support/oracle-xfs.ts";
 import { requireTool } from "../support/requirements.ts";
 
@@ -28,7 +28,7 @@ describe("recorder oracle, XFS", () => {
 		test(name, async (t) => {
 			if (!requireTool(t, ...LOOP_TOOLS, ...xfs.tools)) return;
 			await withQuickLogWorker(t);
-			const recorded = await recordLoad(t, SIZE, oracleCase);
+			const recorded = await recordRun(t, SIZE, oracleCase);
 			if (recorded === null) return;
 			const { rule, now } = await judgeXfs(t, recorded);
 			assert.equal(rule.damaged, 0);

@@ -5,7 +5,7 @@ import { describe, test } from "node:test";
 import { Ext4LiveVolume } from "../../src/core/filesystems/ext4/live.ts";
 import { ext3, ext4, xfs } from "../support/file-system-kinds.ts";
 import { LOOP_TOOLS } from "../support/loop.ts";
-import { judge, type OracleCase, recordLoad } from "../support/oracle-run.ts";
+import { judge, type OracleCase, recordRun } from "../support/oracle-run.ts";
 import { judgeWith, judgeXfs, withQuickLogWorker } from "../support/oracle-xfs.ts";
 import { requireTool } from "../support/requirements.ts";
 
@@ -83,7 +83,7 @@ describe("recorder oracle, long", () => {
 			if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
 			const unit = oracleCase.unit ?? 4096;
 			const mkfs = [...oracleCase.mkfs, ...(oracleCase.mkfs.includes("-b") ? [] : ["-b", String(unit)])];
-			const recorded = await recordLoad(t, SIZE, { ...oracleCase, mkfs });
+			const recorded = await recordRun(t, SIZE, { ...oracleCase, mkfs });
 			if (recorded === null) return;
 			const rule = await judge(t, "the rule", recorded, { open: (view) => Ext4LiveVolume.open(view) });
 			assert.equal(rule.damaged, 0);
@@ -99,7 +99,7 @@ describe("recorder oracle, long", () => {
 
 	test("a journal whose commits prove nothing by their order is refused", async (t) => {
 		if (!requireTool(t, ...LOOP_TOOLS, "dumpe2fs", "debugfs")) return;
-		const recorded = await recordLoad(t, SIZE, {
+		const recorded = await recordRun(t, SIZE, {
 			kind: ext4,
 			mkfs: ["-b", "4096"],
 			mountOptions: "commit=1,journal_async_commit,data=writeback",
@@ -136,7 +136,7 @@ describe("recorder oracle, XFS, long", () => {
 		test(name, async (t) => {
 			if (!requireTool(t, ...LOOP_TOOLS, ...xfs.tools)) return;
 			await withQuickLogWorker(t);
-			const recorded = await recordLoad(t, SIZE, { ...oracleCase, kind: xfs, unit: 512 });
+			const recorded = await recordRun(t, SIZE, { ...oracleCase, kind: xfs, unit: 512 });
 			if (recorded === null) return;
 			const { rule, now } = await judgeXfs(t, recorded);
 			assert.equal(rule.damaged, 0);

@@ -30,14 +30,32 @@ export interface OracleCase {
 	readonly unit?: number;
 }
 
-export interface RecordedRun {
-	readonly kind: FileSystemKind;
+/** What a load wrote. */
+export interface RecordedLoad {
 	readonly recording: Recording;
 	/** Log position behind mkfs. */
 	readonly from: number;
 	/** `sha256sum` lines of what every file must hold, sorted by path. */
 	readonly expected: readonly string[];
+}
+
+export interface RecordedRun extends RecordedLoad {
+	readonly kind: FileSystemKind;
 	readonly metadata: ReadonlySet<number>;
+}
+
+/** Records a load on ext or XFS, which the recording must show; null where this kernel can't mount the case (the test is then skipped). */
+export async function recordRun(t: TestContext, size: string, oracleCase: OracleCase): Promise<RecordedRun | null> {
+	const { kind } = oracleCase;
+	const recorded = await recordLoad(t, size, oracleCase);
+	if (recorded === null) return null;
+	await using folder = await temporaryFolder();
+	const image = folder.file("image");
+	const disk = playWrites(recorded.recording);
+	await writeFile(image, disk);
+	const run_ = { ...recorded, kind, metadata: await (kind === xfs ? xfsMetadata : extMetadata)(image) };
+	assert.equal((await compareFiles(disk, run_)).damaged, 0, "the recording itself is not what the load wrote");
+	return run_;
 }
 
 /** Records a load; null where this kernel can't mount the case (the test is then skipped). */
@@ -45,7 +63,7 @@ export async function recordLoad(
 	t: TestContext,
 	size: string,
 	{ kind, mkfs, mountOptions, load = [], unit }: OracleCase,
-): Promise<RecordedRun | null> {
+): Promise<RecordedLoad | null> {
 	const seed = testSeed() % 1_000_000;
 	t.diagnostic(`VMSWEEP_SEED=${seed}`);
 	await using folder = await temporaryFolder();
@@ -71,19 +89,10 @@ export async function recordLoad(
 		t.diagnostic(finished.stderr.trim());
 		assert.equal(finished.exitCode, 0, finished.stderr);
 		expected = byPath(finished.stdout.split("\n").filter((line) => line !== ""));
+		await runOk("blockdev", ["--flushbufs", device.path]);
 		assert.equal((await server.stop()).exitCode, 0);
 	}
-	const recording = readRecording(join(disk, "first.log"), unit);
-	const image = folder.file("image");
-	await writeFile(image, playWrites(recording));
-	const metadata = await (kind === xfs ? xfsMetadata : extMetadata)(image);
-	const run_ = { kind, recording, from, expected, metadata };
-	assert.equal(
-		(await compareFiles(playWrites(recording), run_)).damaged,
-		0,
-		"the recording itself is not what the load wrote",
-	);
-	return run_;
+	return { recording: readRecording(join(disk, "first.log"), unit), from, expected };
 }
 
 export interface Judgement extends RuleOutcome {
