@@ -20,7 +20,7 @@ import { openQcow2, type Qcow2Target, qcow2Targets } from "./qcow2-targets.ts";
 import { fuzzSeeds, guardedFile } from "./seeded-fuzz.ts";
 
 /** Seeds that once found something: always run. */
-const FOUND = { reading: [80, 1376947882], sweeping: [42, 835], writing: [] } as const;
+const FOUND = { reading: [80, 1376947882], sweeping: [42, 835], writing: [3754650851] } as const;
 
 describe("mutated qcow2 images", () => {
 	let targets: Qcow2Target[] | undefined;

@@ -119,7 +119,6 @@ export class ClusterAllocator {
 			if (this.#counts.count(cluster) === SATURATED) continue;
 			this.#counts.release(cluster);
 			if (this.#toRaise.delete(cluster)) this.#setFree(cluster);
-			else if (this.#mustStayCounted(cluster)) continue;
 			else {
 				this.#toLower.add(cluster);
 				if (this.#counts.count(cluster) === 0) this.#leaving.add(cluster);
@@ -128,14 +127,15 @@ export class ClusterAllocator {
 	}
 
 	/**
-	 * Without snapshots, a cluster that is left with one reference has it in the disk's own tables: two entries shared it,
-	 * which QEMU never makes. The flag that goes with a count of one is missing there. So the count stays too high for
-	 * now, as if leaked, and is put right with the flag when the image is opened the next time.
+	 * What the file says of a cluster that was given up. Without snapshots, one that is left with one reference has it in the
+	 * disk's own tables: several entries shared it, which QEMU never makes. The flag that goes with a count of one is missing
+	 * there. So the count stays too high for now, as if leaked, and is put right with the flag when the image is opened the next time.
 	 */
-	#mustStayCounted(cluster: number): boolean {
+	#loweredCount(cluster: number): number {
+		const count = this.#counts.count(cluster);
 		const holds = this.#counts.holds(cluster);
 		const isFlagged = holds === Holds.DATA || holds === Holds.L2_TABLE;
-		return !this.#hasSnapshots && isFlagged && this.#counts.count(cluster) === 1;
+		return !this.#hasSnapshots && isFlagged && count === 1 ? 2 : count;
 	}
 
 	/** Writes the counts of all that was taken; to be made durable next. */
@@ -175,7 +175,7 @@ export class ClusterAllocator {
 	/** Nothing in the file leads to what was released any more, durably: its counts are lowered, and its space given back. */
 	async lower(): Promise<void> {
 		const counts = new Map<number, number>();
-		for (const cluster of this.#toLower) counts.set(cluster, this.#counts.count(cluster));
+		for (const cluster of this.#toLower) counts.set(cluster, this.#loweredCount(cluster));
 		await this.#blocks.set(this.#file, counts);
 		const freed = [...this.#leaving];
 		const where = { counts: this.#counts, clusterSize: this.#clusterSize, hostBlock: this.#hostBlock };
