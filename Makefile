@@ -9,6 +9,10 @@ NODE := node_modules/.bin/node
 TEST := $(NODE) --test --test-reporter=spec --test-concurrency=3 --test-timeout=1200000 \
 	--test-global-setup=test/support/clear-leftovers.ts
 
+# All that tests draw by lot follows from the commit's tree: the same sources are tested alike here and in CI, and each
+# change brings other seeds. VMSWEEP_SEED=N make test repeats a run; make soak goes by chance.
+SEED = $(shell printf %d 0x0$$(git rev-parse --short=7 "HEAD^{tree}" 2>/dev/null))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-guest check test soak demo bench build format lock clean
 
@@ -21,10 +25,13 @@ setup: ## Debian packages where missing (as root), node_modules
 setup-guest: setup ## the guest image too (once, half a minute or more; kept in the user's cache folder)
 	@tools/setup.sh --guest
 
+check test: export VMSWEEP_SEED ?= $(SEED)
+
 check: setup ## types, format, lint, unused exports, layers, unit tests: under a minute
 	@$(NODE) tools/check.ts
 
 test: setup-guest check ## check, then everything under test/: real tools, real guests
+	@echo "VMSWEEP_SEED=$$VMSWEEP_SEED"
 	@$(TEST) "test/**/*.test.ts"
 
 soak: setup-guest ## long runs: test/soak/*.soak.ts, and all variants, seeds and mutations of what make test runs in part

@@ -108,7 +108,7 @@ activation { udev_sync=0 udev_rules=0 monitoring=0 }
 	return { ...target, image: SparseImage.of(made.bytes(0, made.size)) };
 }
 
-/** A seed must do the same each time: so identities, times and devices, which lvm2 makes up, become always the same. */
+/** A seed must do the same everywhere: so identities, times, hosts and devices, as lvm2 writes them, become always the same. */
 function makeSame(target: LvmTarget): void {
 	const { image, labels, areas } = target;
 	const identities = new Map<string, string>();
@@ -123,6 +123,7 @@ function makeSame(target: LvmTarget): void {
 			.replaceAll(/#.*/g, "#")
 			.replaceAll(/\w{6}(?:-\w{4}){5}-\w{6}/g, sameIdentity)
 			.replaceAll(/creation_time = \d+/g, "creation_time = 1700000000")
+			.replaceAll(/creation_host = "[^"]*"/g, 'creation_host = "vm"')
 			.replaceAll(/"\/dev\/loop\d+"/g, '"/dev/sda"'),
 		step: "the same",
 	}));

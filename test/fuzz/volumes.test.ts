@@ -16,7 +16,11 @@ import type { SparseImage } from "./sparse-image.ts";
 import { PACKERS, packedTargets, tableTargets, type VolumeTarget } from "./volume-targets.ts";
 
 /** Seeds that once found something: always run. */
-const FOUND: Readonly<Record<"lvm" | "tables" | "packed", readonly number[]>> = { lvm: [134], tables: [], packed: [] };
+const FOUND: Readonly<Record<"lvm" | "tables" | "packed", readonly number[]>> = {
+	lvm: [134, 2454087],
+	tables: [],
+	packed: [],
+};
 
 interface WholeMap {
 	readonly free: readonly Extent[];

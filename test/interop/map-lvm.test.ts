@@ -334,6 +334,13 @@ describe("LVM", () => {
 		const unknown = await changed(/type = "striped"/, 'type = "quantum"');
 		assert.match(volumeOf(unknown, "disk").kept!, /free extents are kept: root is of the kind quantum/);
 		assert.match(volumeOf(unknown, "disk/vg0/root").kept!, /quantum/);
+		// Of these kinds the one lies nowhere and the other on a pool; but these take something that is named elsewhere.
+		const nowhere = await changed(/type = "striped"(.*?)stripes = \[\s*"pv0"/s, 'type = "zero"$1places = [ "pv7"');
+		assert.match(volumeOf(nowhere, "disk").kept!, /free extents are kept: root is of the kind zero/);
+		const poolless = await changed(/type = "striped"(.*?)stripes = \[\s*"pv0"/s, 'type = "thin"$1places = [ "root"');
+		assert.match(volumeOf(poolless, "disk").kept!, /free extents are kept: root is of the kind thin/);
+		const elsewhere = await changed(/type = "striped"(.*?)stripe_count.*?\]/s, 'type = "error"$1');
+		assert.equal(volumeOf(elsewhere, "disk").kept, null, "LVM's own way to say that a part is lost");
 		assert.match(volumeOf(await changed(/"WRITE"\]/, '"WRITE", "SHARED"]'), "disk").kept!, /vg0 is SHARED/);
 		assert.match(
 			volumeOf(await changed(/pe_start = 2048/, "pe_start = 4096"), "disk").kept!,

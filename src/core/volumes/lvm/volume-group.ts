@@ -15,7 +15,7 @@
 
 import { VmsweepError } from "../../../foundations/errors.ts";
 import { SECTOR } from "./layout.ts";
-import { isSection, listAt, numberAt, parseText, type Section, sectionAt, stringAt } from "./text.ts";
+import { isSection, listAt, numberAt, parseText, type Section, sectionAt, stringAt, type Value } from "./text.ts";
 
 export interface VolumeGroup {
 	readonly id: string;
@@ -73,7 +73,7 @@ export interface Segment {
 const damaged = (what: string): VmsweepError => new VmsweepError("VOLUME_DAMAGED", `its LVM metadata ${what}`);
 
 /** Kinds of segments that lie on other logical volumes only. Those of RAID have many names; each is tried in one way. */
-const STACKED = /^(?:error|zero|snapshot|thin|thin-pool|cache|cache-pool|writecache|integrity|vdo|vdo-pool|raid\d\w*)$/;
+const STACKED = /^(?:snapshot|thin|thin-pool|cache|cache-pool|writecache|integrity|vdo|vdo-pool|raid\d\w*)$/;
 const USUAL_GROUP_STATUS = new Set(["RESIZEABLE", "READ", "WRITE", "NOAUTOACTIVATE"]);
 const USUAL_MEMBER_STATUS = new Set(["ALLOCATABLE"]);
 const USUAL_STATUS = new Set(["READ", "WRITE", "VISIBLE", "FIXED_MINOR", "ACTIVATION_SKIP", "NOAUTOACTIVATE"]);
@@ -81,6 +81,8 @@ const USUAL_STATUS = new Set(["READ", "WRITE", "VISIBLE", "FIXED_MINOR", "ACTIVA
 const HARMLESS_STATUS = new Set(["CACHE_VOL", "ERROR_WHEN_FULL", "NOTSYNCED"]);
 /** Flags that LVM hangs on a segment's kind, so that older versions of it keep their hands off. */
 const KIND_FLAGS = /\+(?:METADATA_FORMAT|CACHE_USES_CACHEVOL|CROP_METADATA)/g;
+/** What every segment may have; `error` and `zero`, which lie nowhere, have nothing else. */
+const USUAL_KEYS = new Set(["start_extent", "extent_count", "type", "tags"]);
 /** Keys of segments whose words are no names of volumes. */
 const WORDS = new Set(["type", "tags", "discards", "cache_mode", "policy"]);
 /** What LVM allows in names; checked, since names become volume ids. */
@@ -218,10 +220,7 @@ class GroupParser {
 		const count = numberAt(segment, "extent_count");
 		if (kind !== "striped" && kind !== "linear" && kind !== "mirror") {
 			draft.isStacked = true;
-			// These lists lead to physical volumes, even where they now name none.
-			const leadsToMembers = segment.has("stripes") || segment.has("mirrors");
-			const strays = [...segment].some(([key, value]) => !WORDS.has(key) && this.#namesMember(value));
-			if (!STACKED.test(kind) || leadsToMembers || strays) this.#keepFree(`${draft.name} is of the kind ${kind}`);
+			if (!this.#isStacked(draft.name, segment)) this.#keepFree(`${draft.name} is of the kind ${kind}`);
 			return;
 		}
 		const key = kind === "mirror" ? "mirrors" : "stripes";
@@ -249,18 +248,27 @@ class GroupParser {
 		} else draft.segments.push({ startExtent: draft.extentCount, stripeExtents, stripeBytes, areas });
 	}
 
-	#namesMember(value: unknown): boolean {
-		const words = Array.isArray(value) ? value : [value];
-		return words.some((word) => typeof word === "string" && this.#members.has(word));
+	/** Whether a segment takes no extents of physical volumes: it lies on other logical volumes, or on nothing at all. */
+	#isStacked(name: string, segment: Section): boolean {
+		const kind = kindOf(segment);
+		if (kind === "error" || kind === "zero") return [...segment.keys()].every((key) => USUAL_KEYS.has(key));
+		// These lists lead to physical volumes, even where they now name none.
+		if (!STACKED.test(kind) || segment.has("stripes") || segment.has("mirrors")) return false;
+		const places = [...segment].filter(([key]) => !WORDS.has(key)).map(([, value]) => value);
+		if (places.some((value) => this.#namesMember(value))) return false;
+		return places.some((value) => wordsOf(value).some((word) => word !== name && this.#volumes.has(word)));
+	}
+
+	#namesMember(value: Value | Section): boolean {
+		return wordsOf(value).some((word) => this.#members.has(word));
 	}
 
 	/** Notes which other volumes a volume's segments name. */
 	#readUses(name: string, volume: Section): void {
 		for (const segment of segmentsOf(volume))
 			for (const [key, value] of segment) {
-				if (WORDS.has(key) || isSection(value)) continue;
-				for (const word of typeof value === "object" ? value : [value])
-					if (typeof word === "string" && word !== name) this.#drafts.get(word)?.users.push({ name, as: key });
+				if (WORDS.has(key)) continue;
+				for (const word of wordsOf(value)) if (word !== name) this.#drafts.get(word)?.users.push({ name, as: key });
 			}
 	}
 
@@ -354,6 +362,13 @@ function snapshotName(volume: Section): string | null {
 /** The words of `status` and `flags` that are not usual. */
 const unusual = (section: Section, usual: ReadonlySet<string>): string[] =>
 	[...listAt(section, "status"), ...listAt(section, "flags")].map(String).filter((word) => !usual.has(word));
+
+/** The strings of a value; a section has none. */
+function wordsOf(value: Value | Section): string[] {
+	if (isSection(value)) return [];
+	const words = typeof value === "object" ? value : [value];
+	return words.filter((word) => typeof word === "string");
+}
 
 const sections = (section: Section): ReadonlyMap<string, Section> =>
 	new Map([...section].filter((entry): entry is [string, Section] => isSection(entry[1])));
