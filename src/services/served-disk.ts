@@ -8,6 +8,7 @@
 
 import { basename } from "node:path";
 import type { NbdClient } from "../adapters/nbd/listener.ts";
+import { trimMemorySoon } from "../adapters/os/memory.ts";
 import type { Liveness } from "../adapters/plane/connection.ts";
 import { DataPlane } from "../adapters/plane/data-plane.ts";
 import type { PlaneStatus } from "../adapters/plane/messages.ts";
@@ -235,6 +236,7 @@ export class ServedDisk implements AsyncDisposable {
 				...(options.limitBytes === undefined ? {} : { limitBytes: options.limitBytes }),
 				onEvent: (event) => {
 					if (event.kind === "stalled") disk?.hurry();
+					else if (event.kind === "rested") trimMemorySoon();
 					else if (event.kind === "rotten") onEvent(describeRot(directory.path, event.block));
 					else onBroken(new VmsweepError("LOG_POISONED", event.reason));
 				},

@@ -159,6 +159,9 @@ export function preadAll(fd: number, into: number, length: number, at: number): 
 	return length;
 }
 
+export const madvise = call("int madvise(uintptr_t at, size_t length, int advice)");
+export const MADV_DONTNEED = 4;
+
 /** Returns the error itself, as posix_fadvise does; advice that the host can't take is no failure. */
 export const fadvise = call("int posix_fadvise(int fd, int64_t at, int64_t length, int advice)");
 

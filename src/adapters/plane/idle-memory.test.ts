@@ -23,4 +23,9 @@ test("memory is given back once per rest, and only after work that was worth it"
 	}
 	assert.equal(given, 2, "never idle for long enough");
 	assert.equal(rounds(10, false), 3);
+	for (let round = 0; round < 1000; round++) memory.note(false, true);
+	assert.equal(given, 3, "no rest yet");
+	rounds(3, false);
+	memory.note(false, true);
+	assert.equal(rounds(1, false), 4, "the control plane's questions are work, but not the end of a rest");
 });

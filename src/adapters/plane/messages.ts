@@ -170,7 +170,9 @@ export type PlaneEvent =
 	| { readonly kind: "stalled" }
 	| { readonly kind: "poisoned"; readonly reason: string }
 	/** Somebody wanted to read a block that doesn't match its checksum. */
-	| { readonly kind: "rotten"; readonly block: number };
+	| { readonly kind: "rotten"; readonly block: number }
+	/** Clients have asked for nothing for a while, after work that took memory. */
+	| { readonly kind: "rested" };
 
 export type PlaneReply =
 	| { readonly id: number; readonly output: unknown }

@@ -85,6 +85,7 @@ function serve(setup: WorkerSetup): void {
 		onStalled: () => tell({ kind: "stalled" }),
 		onPoisoned: (reason) => tell({ kind: "poisoned", reason }),
 		onRotten: (block) => tell({ kind: "rotten", block }),
+		onRested: () => tell({ kind: "rested" }),
 	});
 	const handlers = planeHandlers(plane, { sums, sumsFd: setup.sumsFd, snapshots });
 	say({ id: 0, output: undefined });

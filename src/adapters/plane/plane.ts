@@ -23,7 +23,6 @@ import type { FirstImage } from "../../core/log/first-image.ts";
 import { VmsweepError } from "../../foundations/errors.ts";
 import { BLOCK_SIZE, byteCount } from "../../foundations/units.ts";
 import type { TableUpdate } from "../images/second-layout.ts";
-import { trimMemory } from "../os/memory.ts";
 import type { Pinned } from "../os/syscalls.ts";
 import * as sys from "../os/syscalls.ts";
 import { Answers } from "./answers.ts";
@@ -64,6 +63,8 @@ export interface PlaneParts {
 	readonly onPoisoned: (reason: string) => void;
 	/** Called with a block that doesn't match its checksum; whoever wanted to read it got an error. */
 	readonly onRotten: (block: number) => void;
+	/** Called when clients rest after work that took memory. */
+	readonly onRested: () => void;
 }
 
 /** Blocks in the second image, or in slots of the first one's file. */
@@ -90,7 +91,7 @@ export class Plane {
 	readonly #writes: StagedWrites;
 	readonly #flushes: Flushes;
 	readonly #answers: Answers;
-	readonly #idleMemory = new IdleMemory(trimMemory);
+	readonly #idleMemory: IdleMemory;
 	readonly #bellCount: Pinned = sys.pin(8);
 	/** Who waits for the guest to write something, and since which guest entry. */
 	#awaitsWrites: { readonly since: number; readonly done: () => void }[] = [];
@@ -115,6 +116,7 @@ export class Plane {
 			counters.rottenReads++;
 			parts.onRotten(block);
 		};
+		this.#idleMemory = new IdleMemory(parts.onRested);
 		const common = { log, counters, room: this.#room, onPoisoned, onRotten };
 		this.#writes = new StagedWrites({ ...common, reader: this.#reader, viewPoints });
 		this.#flushes = new Flushes({ ...common, logFd, jobs });
@@ -152,7 +154,7 @@ export class Plane {
 		this.#flushes.begin();
 		this.#answers.sendFinished();
 		jobs.submit();
-		this.#idleMemory.note(rang || work.length > 0);
+		this.#idleMemory.note(work.length > 0, rang);
 		this.#clients.endRound();
 		if (requests > 0) this.latencies.add(requests, performance.now() - since);
 		if (this.#awaitsWrites.length > 0) this.#tellOfWrites();
