@@ -28,6 +28,8 @@ const URGENT_SHARE = 0.95;
 /** Shortest rest of an active guest's cleaner, as a multiple of the work before it, as long as the log isn't filling. */
 const REST_MIN = 4;
 const REST_MS_MAX = 1_000;
+/** How much faster than the guest fills segments they are emptied where the log is nearly full: more would be felt for nothing. */
+const FULL_HASTE = 0.25;
 /** What has settled is moved within about this time, and no slower than at this rate; unless the guest suffers. */
 const DRAIN_SECONDS = 120;
 const SLOWEST_BYTES_PER_SECOND = 8 * 1024 * 1024;
@@ -108,7 +110,11 @@ export class Pace {
 		const fill = Math.max(0, (usedBytes / limitBytes - EAGER_SHARE) / (URGENT_SHARE - EAGER_SHARE));
 		// The fuller the log, the less can be done for the guest's latencies.
 		const stretch = 1 + (this.#stretch - 1) * Math.max(0, 1 - fill);
-		const bytesPerSecond = Math.max(this.#rate * (1 + fill), usedBytes / DRAIN_SECONDS, SLOWEST_BYTES_PER_SECOND);
+		const bytesPerSecond = Math.max(
+			this.#rate * (1 + FULL_HASTE * fill),
+			usedBytes / DRAIN_SECONDS,
+			SLOWEST_BYTES_PER_SECOND,
+		);
 		const affordable = (bytes / bytesPerSecond) * 1000 * stretch - milliseconds;
 		const longest = REST_MS_MAX * Math.min(stretch, 2);
 		return Math.min(longest, Math.max(affordable, milliseconds * REST_MIN * stretch * (1 - fill)));
