@@ -162,7 +162,9 @@ export async function crashUnderCleaning(
 		await using mounted = await Mounted.mount(device.path, folder.file(`mnt${cycle}`), kind.mountOptions);
 		synced = await newestOf(synced, mounted.path);
 		await using load = start(loadProgram, ["crash", mounted.path, "--seed", String(random.below(1e6))]);
-		const lines = random.between(20, 120);
+		// Some commits must have gone by before anything is dropped at all.
+		await server.reaches(({ cleaner }) => cleaner.droppedBytes > 0 && cleaner.movedBytes > 0, "cleaning");
+		const lines = load.stdout.split("\n").length + random.between(5, 100);
 		await load.until(() => load.stdout.split("\n").length > lines, `${lines} synced files`, 120);
 		const { cleaner } = await server.status();
 		droppedBytes += cleaner.droppedBytes;
