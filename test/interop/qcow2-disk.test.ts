@@ -15,6 +15,7 @@ import { SweepServer } from "../support/loop-server.ts";
 import { run, runOk, start, vmsweep } from "../support/processes.ts";
 import { seededRandom, testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
+import { waitUntil } from "../support/waiting.ts";
 import { assertSameBytes, checkByQemu, contentByQemu, io, MIB } from "./qcow2-images.ts";
 
 const create = (...options: readonly string[]): Promise<string> => runOk(vmsweep, ["create", ...options]);
@@ -234,8 +235,13 @@ test("files deleted from an ext4 file system give the image's space back while i
 			assert.ok(full > 120 * MIB, `the image takes ${full} bytes with the files in it`);
 			await runOk("rm", [join(mounted.path, "big")]);
 			await runOk("sync", ["-f", mounted.path]);
-			// Nothing tells vmsweep to look: the cleaner finds it by itself, once the deletion has settled.
-			await server.reaches(({ second }) => (second.hostBytes ?? full) < full - 100 * MIB, "the space back", 120);
+			// Nothing tells vmsweep to look: the cleaner finds it by itself, once the guest has committed some more.
+			const isBack = async (): Promise<boolean> => {
+				await writeFile(join(mounted.path, "log"), `${Date.now()}\n`);
+				await runOk("sync", ["-f", mounted.path]);
+				return (await allocatedBytes(image)) < full - 100 * MIB;
+			};
+			await waitUntil(isBack, "the space back", { timeoutSeconds: 120, everyMs: 500 });
 			expected = await hashesIn(mounted.path);
 			await mounted.unmount();
 		}
@@ -248,5 +254,5 @@ test("files deleted from an ext4 file system give the image's space back while i
 	await runOk("e2fsck", ["-fn", raw]);
 	await using mounted = await Mounted.mount(raw, folder.file("m"), "loop,ro");
 	assert.deepEqual(await hashesIn(mounted.path), expected);
-	assert.equal(expected.length, 1);
+	assert.equal(expected.length, 2);
 });
