@@ -9,8 +9,8 @@ NODE := node_modules/.bin/node
 TEST := $(NODE) --test --test-reporter=spec --test-concurrency=3 --test-timeout=1200000 \
 	--test-global-setup=test/support/clear-leftovers.ts
 
-# All that tests draw by lot follows from the commit's tree: the same sources are tested alike here and in CI, and each
-# change brings other seeds. VMSWEEP_SEED=N make test repeats a run; make soak goes by chance.
+# The tests' seeds follow from the commit's tree (but for fast-check's, which prints its own): the same sources are tested
+# alike here and in CI, and each change brings other seeds. VMSWEEP_SEED=N make test repeats a run; make soak goes by chance.
 SEED = $(shell printf %d 0x0$$(git rev-parse --short=7 "HEAD^{tree}" 2>/dev/null))
 
 .DEFAULT_GOAL := help

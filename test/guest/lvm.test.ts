@@ -16,7 +16,6 @@ import { loadProgram } from "../support/oracle-run.ts";
 import { runOk, vmsweep } from "../support/processes.ts";
 import { testSeed } from "../support/randomness.ts";
 import { requireTool } from "../support/requirements.ts";
-import { waitUntil } from "../support/waiting.ts";
 
 const MIB = 1024 * 1024;
 
@@ -57,13 +56,10 @@ class Bench {
 		// XFS's rule wants many commits.
 		const tick = (folder: string): string => `for i in 1 2 3 4 5 6; do date > ${folder}/tick; sync -f ${folder}; done`;
 		const ticks = folders.map(tick).join("; ");
-		const isReached = async (): Promise<boolean> => {
+		const meanwhile = async (): Promise<void> => {
 			if (ticks !== "") await this.guest.run(ticks);
-			return condition(await this.server.status());
 		};
-		await waitUntil(isReached, what, { timeoutSeconds: 120, everyMs: 300 }).catch(async (error) => {
-			throw new Error(`${String(error)}: ${JSON.stringify(await this.server.status())}`);
-		});
+		await this.server.reaches(condition, what, { timeoutSeconds: 120, everyMs: 300, meanwhile });
 	}
 
 	async dropped(): Promise<number> {

@@ -67,18 +67,13 @@ class Bench implements AsyncDisposable {
 	}
 	/** Waits until that much was dropped; commits something in `folders` now and then, as a guest at work does. */
 	async reachesDropped(bytes: number, ...folders: readonly string[]): Promise<void> {
-		const enough = async (): Promise<boolean> => {
+		const meanwhile = async (): Promise<void> => {
 			// XFS's rule wants many commits.
 			for (let commit = 0; commit < 6; commit++)
 				for (const folder of folders) await put(join(folder, "tick"), random.bytes(16));
-			return (await this.dropped()) >= bytes;
 		};
-		const shown = async (): Promise<string> => JSON.stringify(await this.server.status());
-		await waitUntil(enough, `${bytes} bytes to be dropped`, { timeoutSeconds: 60, everyMs: 400 }).catch(
-			async (error) => {
-				throw new Error(`${String(error)}: ${await shown()}`);
-			},
-		);
+		const what = `${bytes} bytes to be dropped`;
+		await this.server.reaches(({ cleaner }) => cleaner.droppedBytes >= bytes, what, { everyMs: 400, meanwhile });
 	}
 	async [Symbol.asyncDispose](): Promise<void> {
 		await this.device[Symbol.asyncDispose]();

@@ -16,6 +16,13 @@ export async function createDisk(
 	await runOk(vmsweep, ["create", disk, ...("size" in from ? ["--size", from.size] : ["--second", from.second])]);
 }
 
+/** How a status is waited for. */
+interface ReachOptions {
+	readonly timeoutSeconds?: number;
+	readonly everyMs?: number;
+	readonly meanwhile?: () => Promise<void>;
+}
+
 /** A running `vmsweep serve`. */
 export class SweepServer implements AsyncDisposable {
 	readonly disk: string;
@@ -56,14 +63,22 @@ export class SweepServer implements AsyncDisposable {
 			await askServed(this.disk, "clean", { vmOff: false });
 	}
 
-	/** Asks for the status until `condition` holds. */
-	async reaches(condition: (status: DiskStatus) => boolean, what: string, timeoutSeconds = 60): Promise<DiskStatus> {
+	/**
+	 * Asks for the status until `condition` holds. `meanwhile`: what the guest does before each look, where it is a guest at work:
+	 * most rules want commits that come after what is waited for.
+	 */
+	async reaches(
+		condition: (status: DiskStatus) => boolean,
+		what: string,
+		{ timeoutSeconds = 60, everyMs = 500, meanwhile }: ReachOptions = {},
+	): Promise<DiskStatus> {
 		let last: DiskStatus | undefined;
 		const ask = async (): Promise<DiskStatus | false> => {
+			await meanwhile?.();
 			last = await this.status();
 			return condition(last) && last;
 		};
-		return waitUntil(ask, () => `${what}; last status: ${JSON.stringify(last)}`, { timeoutSeconds, everyMs: 500 });
+		return waitUntil(ask, () => `${what}; last status: ${JSON.stringify(last)}`, { timeoutSeconds, everyMs });
 	}
 
 	/** SIGTERM: everything is finished and closed. */

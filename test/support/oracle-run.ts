@@ -26,6 +26,8 @@ export interface OracleCase {
 	readonly mountOptions: string;
 	/** More options of load.py's `work`. */
 	readonly load?: readonly string[];
+	/** Of load.py; the test's own where not given. */
+	readonly seed?: number;
 	/** File-system block size where the kernel writes in smaller units than 4 KiB. */
 	readonly unit?: number;
 }
@@ -62,9 +64,8 @@ export async function recordRun(t: TestContext, size: string, oracleCase: Oracle
 export async function recordLoad(
 	t: TestContext,
 	size: string,
-	{ kind, mkfs, mountOptions, load = [], unit }: OracleCase,
+	{ kind, mkfs, mountOptions, load = [], seed = testSeed() % 1_000_000, unit }: OracleCase,
 ): Promise<RecordedLoad | null> {
-	const seed = testSeed() % 1_000_000;
 	t.diagnostic(`VMSWEEP_SEED=${seed}`);
 	await using folder = await temporaryFolder();
 	const disk = folder.file("d");
