@@ -14,7 +14,7 @@ TEST := $(NODE) --test --test-reporter=spec --test-concurrency=3 --test-timeout=
 SEED = $(shell printf %d 0x0$$(git rev-parse --short=7 "HEAD^{tree}" 2>/dev/null))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-guest check test soak demo bench build format lock clean
+.PHONY: help setup setup-guest check test test-clients soak demo bench build format lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -38,6 +38,10 @@ soak: setup-guest ## long runs: test/soak/*.soak.ts, and all variants, seeds and
 	@VMSWEEP_THOROUGH=1 VMSWEEP_SIM_RUNS=100000 VMSWEEP_FUZZ_COUNT=200000 $(TEST) --test-timeout=14400000 \
 		"test/soak/**/*.soak.ts" "test/sim/**/*.test.ts" "test/fuzz/**/*.test.ts" "test/interop/map*.test.ts" \
 		"test/interop/sweep-file-systems.test.ts" "test/interop/qcow2-sweep.test.ts" "test/guest/{f2fs,lvm,at-rest}.test.ts"
+
+test-clients: setup-guest ## tests of NBD, qcow2 and guests with what Debian 13 ships: QEMU 10, libnbd 1.22, nbdkit 1.42 (as root)
+	@tools/in-debian.sh trixie $(TEST) "test/interop/{handshake,nbd-,qcow2-,vdi,vhd,vmdk,cli-serve,snapshots,upkeep,clean-off,locks}*.test.ts" \
+		"test/guest/*.test.ts"
 
 demo: setup-guest ## a guest deletes files and the host gets the space back
 	@$(NODE) tools/demo.ts

@@ -8,6 +8,7 @@ import { command, errno } from "../../src/core/nbd/protocol.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";
 import { extendedHeader, NbdClient, requestHeader } from "../support/nbd-client.ts";
+import { nbdsh } from "../support/nbd-shell.ts";
 import { type PlaneOptions, type PlaneServer, startPlane } from "../support/plane-server.ts";
 import { run, runOk, start, vmsweep } from "../support/processes.ts";
 import { seededRandom } from "../support/randomness.ts";
@@ -78,7 +79,7 @@ describe("sockets that a service manager passes", () => {
 });
 
 test("clients beyond the limit are told so; there is room again when one leaves", async (t) => {
-	if (!requireTool(t, "nbdinfo")) return;
+	if (!requireTool(t, "nbdsh")) return;
 	await using folder = await temporaryFolder();
 	const disk = folder.file("web01");
 	await createDisk(disk, { size: "32M" });
@@ -87,8 +88,8 @@ test("clients beyond the limit are told so; there is room again when one leaves"
 	await using one = await connect();
 	await using two = await connect();
 	await assert.rejects(connect(), /web01 has 2 clients already/);
-	const refused = await run("nbdinfo", ["--size", server.uri]);
-	assert.match(refused.stderr, /server policy prevents NBD_OPT_GO/);
+	const refused = await nbdsh("-u", server.uri, "-c", "pass");
+	assert.match(refused.stderr, /server policy prevents/);
 	await two.flush();
 	await one.disconnect();
 	await using three = await connect();
