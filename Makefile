@@ -39,9 +39,9 @@ soak: setup-guest ## long runs: test/soak/*.soak.ts, and all variants, seeds and
 		"test/soak/**/*.soak.ts" "test/sim/**/*.test.ts" "test/fuzz/**/*.test.ts" "test/interop/map*.test.ts" \
 		"test/interop/sweep-file-systems.test.ts" "test/interop/qcow2-sweep.test.ts" "test/guest/{f2fs,lvm,at-rest}.test.ts"
 
-test-clients: setup-guest ## tests of NBD, qcow2 and guests with what Debian 13 ships: QEMU 10, libnbd 1.22, nbdkit 1.42 (as root)
+test-clients: setup-guest ## tests of NBD, qcow2 and guests in Debian 13: QEMU 10, libnbd 1.22, and these projects' own test programs (as root)
 	@tools/in-debian.sh trixie $(TEST) "test/interop/{handshake,nbd-,qcow2-,vdi,vhd,vmdk,cli-serve,snapshots,upkeep,clean-off,locks}*.test.ts" \
-		"test/guest/*.test.ts"
+		"test/guest/*.test.ts" "test/peers/*.test.ts"
 
 demo: setup-guest ## a guest deletes files and the host gets the space back
 	@$(NODE) tools/demo.ts

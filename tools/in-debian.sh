@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs a command in this checkout on another Debian release, with the tools that it ships: its QEMU, libnbd, nbdkit.
-# The release is installed once into the user's cache folder, some 1.3 GB with all that tests use, and seen by this
+# Runs a command in this checkout on another Debian release, with the tools that it ships: its QEMU, libnbd, nbdkit,
+# and in VMSWEEP_PEER_SOURCES the sources of nbd and libnbd with what compiles their test programs (test/peers).
+# The release is installed once into the user's cache folder, some 1.6 GB with all that tests use, and seen by this
 # command alone: its mounts and processes end with it. As root; needs the Debian package debootstrap.
 #
 #   tools/in-debian.sh trixie make test-clients
@@ -18,7 +19,8 @@ release=$1
 shift
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/vmsweep
 root=$cache/debian-$release
-wanted=$(sed 's/ *#.*//; /^$/d' tools/debian-packages.txt | sort)
+wanted="$(sed 's/ *#.*//; /^$/d' tools/debian-packages.txt | sort) dpkg-dev gcc libc6-dev libglib2.0-dev libgnutls28-dev libnbd-dev pkgconf"
+sources="nbd libnbd"
 stamp=$root/vmsweep-packages
 
 install_release() {
@@ -37,6 +39,11 @@ install_release() {
 	chroot "$part" env DEBIAN_FRONTEND=noninteractive \
 		apt-get -qq install -y --no-install-recommends $wanted >>"$cache/debian-$release.log" 2>&1 ||
 		die "its apt-get failed, see $cache/debian-$release.log"
+	# shellcheck disable=SC2086
+	{
+		echo "deb-src $mirror $release main" >>"$part/etc/apt/sources.list"
+		chroot "$part" sh -c 'apt-get -qq update && cd /usr/src && apt-get -qq source "$@"' in-debian $sources
+	} >>"$cache/debian-$release.log" 2>&1 || die "no sources of its packages, see $cache/debian-$release.log"
 	echo "$wanted" >"$part/${stamp#"$root"/}"
 	mv "$part" "$root"
 }
@@ -59,5 +66,6 @@ exec unshare --mount --pid --fork --kill-child -- bash -euc '
 	mount --rbind /sys "$root/sys"
 	mount -t proc proc "$root/proc"
 	mount -t tmpfs tmpfs "$root/run"
-	exec chroot "$root" env -i -C /vmsweep HOME=/root PATH=/usr/sbin:/usr/bin "${kept[@]}" "$@"
+	exec chroot "$root" env -i -C /vmsweep HOME=/root PATH=/usr/sbin:/usr/bin \
+		VMSWEEP_PEER_SOURCES=/usr/src "${kept[@]}" "$@"
 ' in-debian "$root" "$cache" "$@"

@@ -336,6 +336,11 @@ test("extended headers take precedence over structured replies, and their flag n
 	assert.equal(transmission(join(FIXED, structured, extended, go)).headers, "extended");
 	assert.deepEqual(replyTypes(join(FIXED, extended, structured)), [optionReply.ACK, optionReply.ERR_EXT_HEADER_REQD]);
 	assert.deepEqual(replyTypes(join(FIXED, send(option.EXTENDED_HEADERS, text("x")))), [optionReply.ERR_INVALID]);
+	for (const again of [extended, structured]) {
+		assert.deepEqual(replyTypes(join(FIXED, again, again)), [optionReply.ACK, optionReply.ERR_INVALID]);
+		const { headers } = transmission(join(FIXED, again, again, go));
+		assert.equal(headers, again === extended ? "extended" : "structured");
+	}
 	assert.equal(flagsAfter(extended) & (BLOCK_STATUS_PAYLOAD | SEND_DF), SEND_DF);
 	assert.equal(flagsAfter(extended, set("web01", "base:allocation")) & BLOCK_STATUS_PAYLOAD, BLOCK_STATUS_PAYLOAD);
 	assert.equal(flagsAfter(extended, set("archiv-ä", "base:allocation")) & BLOCK_STATUS_PAYLOAD, 0);

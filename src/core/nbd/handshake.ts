@@ -276,11 +276,13 @@ export class Handshake {
 					replies.error(option, optionReply.ERR_EXT_HEADER_REQD, "extended headers are negotiated already");
 					return undefined;
 				}
+				if (this.#headers === "structured") return refuseAgain(option, replies);
 				this.#headers = "structured";
 				replies.ack(option);
 				return undefined;
 			case options.EXTENDED_HEADERS:
 				if (refuseData(option, data, replies)) return undefined;
+				if (this.#headers === "extended") return refuseAgain(option, replies);
 				this.#headers = "extended";
 				replies.ack(option);
 				return undefined;
@@ -420,4 +422,9 @@ function refuseData(option: number, data: Uint8Array, replies: HandshakeReplies)
 	if (data.length === 0) return false;
 	replies.error(option, optionReply.ERR_INVALID, "this option takes no data");
 	return true;
+}
+
+/** The document leaves it open; QEMU and nbdkit refuse it, and libnbd's tests want that. */
+function refuseAgain(option: number, replies: HandshakeReplies): undefined {
+	replies.error(option, optionReply.ERR_INVALID, "this is negotiated already");
 }
