@@ -2,7 +2,7 @@
 # Runs a command in this checkout on another Debian release, with the tools that it ships: its QEMU, libnbd, nbdkit,
 # and in VMSWEEP_PEER_SOURCES the sources of nbd and libnbd with what compiles their test programs (test/peers).
 # The release is installed once into the user's cache folder, some 1.6 GB with all that tests use, and seen by this
-# command alone: its mounts and processes end with it. As root; needs the Debian package debootstrap.
+# command alone: its mounts and processes end with it. As root.
 #
 #   tools/in-debian.sh trixie make test-clients
 #
@@ -25,7 +25,7 @@ stamp=$root/vmsweep-packages
 
 install_release() {
 	[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
-	command -v debootstrap >/dev/null || die "needs debootstrap (apt-get install debootstrap)"
+	command -v debootstrap >/dev/null || die "no debootstrap here (make setup, as root, installs it)"
 	local mirror part=$root.part
 	# The mirror that this machine uses itself.
 	mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' | grep -v security | head -n 1)
