@@ -53,19 +53,19 @@ flock 9
 install_release
 exec 9<&-
 
-mkdir -p "$root/vmsweep" "$root/root/.cache/vmsweep"
+mkdir -p "$root/srv/checkout" "$root/srv/cache/vmsweep"
 # A namespace of its own: what is mounted and started in it is gone when the command is.
 exec unshare --mount --pid --fork --kill-child -- bash -euc '
 	root=$1 cache=$2
 	shift 2
 	# Of the environment only what the tests know of: the rest speaks of the other system.
 	mapfile -t kept < <(env | grep -E "^(CI|TERM|VMSWEEP_[A-Z_]*)=")
-	mount --bind . "$root/vmsweep"
-	mount --bind "$cache" "$root/root/.cache/vmsweep"
+	mount --bind . "$root/srv/checkout"
+	mount --bind "$cache" "$root/srv/cache/vmsweep"
 	mount --rbind /dev "$root/dev"
 	mount --rbind /sys "$root/sys"
 	mount -t proc proc "$root/proc"
 	mount -t tmpfs tmpfs "$root/run"
-	exec chroot "$root" env -i -C /vmsweep HOME=/root PATH=/usr/sbin:/usr/bin \
+	exec chroot "$root" env -i -C /srv/checkout HOME=/srv XDG_CACHE_HOME=/srv/cache PATH=/usr/sbin:/usr/bin \
 		VMSWEEP_PEER_SOURCES=/usr/src "${kept[@]}" "$@"
 ' in-debian "$root" "$cache" "$@"

@@ -23,7 +23,7 @@ const exports: readonly ExportDescription[] = [web, { ...web, name: "db 1/ä", d
 
 interface Served extends AsyncDisposable {
 	readonly listener: NbdListener;
-	readonly clients: NbdClient[];
+	readonly clients: readonly NbdClient[];
 	uri(name: string): string;
 }
 
@@ -87,13 +87,14 @@ test("nbdinfo --list shows every export with all that it can do", async (t) => {
 test("libnbd reaches one export by name with the newest replies it knows, and is refused a wrong name", async (t) => {
 	if (!requireTool(t, "nbdinfo", "nbdsh")) return;
 	await using served = await serve();
-	assert.equal((await runOk("nbdinfo", ["--size", served.uri("db 1/ä")])).trim(), `${3 * 2 ** 30}`);
-	// Since 1.16 nbdinfo only asks for the size, and never enters.
-	served.clients.length = 0;
-	for (const name of ["db 1/ä", ""])
+	const names = ["db 1/ä", ""];
+	for (const name of names)
+		assert.equal((await runOk("nbdinfo", ["--size", served.uri(name)])).trim(), `${3 * 2 ** 30}`);
+	// Newer versions of nbdinfo only ask for the size, and never enter.
+	for (const name of names)
 		assert.equal((await nbdsh("-u", served.uri(name), "-c", "print(h.get_size())")).stdout.trim(), `${3 * 2 ** 30}`);
 	assert.deepEqual(
-		served.clients.map(({ exportName }) => exportName),
+		served.clients.slice(-2).map(({ exportName }) => exportName),
 		["db 1/ä", "web01"],
 	);
 	await run("nbdinfo", ["--map", served.uri("web01")]); // fails: nobody answers it
