@@ -72,8 +72,9 @@ export class Ledger {
 		const units = this.sent.keys();
 		const checker = async (): Promise<void> => {
 			for (const unit of units) {
+				const asked = least[unit]!; // before the read: somebody may write meanwhile
 				const found = await client.read(unit * this.unitBytes, this.unitBytes);
-				this.#checkUnit(unit, found, least[unit]!);
+				this.#checkUnit(unit, found, asked);
 			}
 		};
 		await Promise.all(Array.from({ length: READS_AT_ONCE }, checker));
