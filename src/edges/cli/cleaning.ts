@@ -1,7 +1,7 @@
 // What clean and commit print.
 
 import { formatBytes } from "../../foundations/units.ts";
-import type { CleanerCounters } from "../../services/clean/cleaner.ts";
+import type { CleanerCounters } from "../../services/clean/counters.ts";
 import type { Progress } from "../../services/progress.ts";
 import type { CleanReport } from "../../services/served-disk.ts";
 import { formatTable } from "./output.ts";

@@ -6,26 +6,25 @@
 // The first verdict on a volume reads all of its groups (initialization phase); from then on a verdict names only
 // the groups whose metadata was written (continuous phase). `metadataBytesRead` shows it.
 //
-// How fast it goes is said in pace.ts.
+// How fast it goes is said in pace.ts, where it rests in rests.ts, and when the second image is made complete in folding.ts.
 
 import type { HeldParts, SecondImage } from "../../adapters/images/second-image.ts";
 import type { Liveness } from "../../adapters/plane/connection.ts";
 import type { PlanePort, PlaneStatus, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { Collected } from "../../adapters/plane/watch.ts";
 import { LastWritten } from "../../core/cleaner/last-written.ts";
-import { touchedBlocks, wholeBlocks } from "../../core/cleaner/plan.ts";
-import { type BatchLimits, type BlockRun, BoundedRuns, blocksIn, joinRuns } from "../../core/cleaner/runs.ts";
+import { type BatchLimits, type BlockRun, blocksIn } from "../../core/cleaner/runs.ts";
 import type { LiveState } from "../../core/filesystems/live.ts";
 import type { SegmentInfo } from "../../core/log/first-image.ts";
-import { rangesOnDisk } from "../../core/volumes/areas.ts";
-import { runsOnDisk } from "../../core/volumes/pieces.ts";
-import { assert, isVmsweepError } from "../../foundations/errors.ts";
+import { isVmsweepError } from "../../foundations/errors.ts";
 import type { ByteRange } from "../../foundations/guest-map.ts";
-import { BLOCK_SIZE, byteCount, byteOffset, divCeil, type LogPosition } from "../../foundations/units.ts";
+import { BLOCK_SIZE, divCeil, type LogPosition } from "../../foundations/units.ts";
 import type { RateLimit } from "../rate-limit.ts";
 import { Chronicle } from "./chronicle.ts";
-import { type Dropped, Dropper } from "./dropper.ts";
+import { noCounters, progressOf } from "./counters.ts";
+import { Dropper } from "./dropper.ts";
 import { Fold } from "./fold.ts";
+import { Folding, type Silence } from "./folding.ts";
 import { FreezePoint } from "./freeze-point.ts";
 import { makeDurable } from "./make-durable.ts";
 import { Mover } from "./mover.ts";
@@ -35,10 +34,12 @@ import type { CleaningPolicy } from "./policy.ts";
 import { provenRuns, settledBefore } from "./proven.ts";
 import { type FirstSpace, punchSomeFree } from "./punch-free.ts";
 import { Quarantine } from "./quarantine.ts";
+import { Rests } from "./rests.ts";
 import { SecondWriter } from "./second-writer.ts";
 import type { Outlook } from "./turns.ts";
 import { type VolumeStatus, volumeStatus } from "./volume-status.ts";
 import { type ReadView, type ServedVolume, type Verdict, Volumes } from "./volumes.ts";
+import { WaitingBlocks } from "./waiting-blocks.ts";
 
 /** Segments emptied before verdicts are looked for and space is freed again. */
 const SEGMENTS_PER_ROUND = 4;
@@ -46,13 +47,6 @@ const SEGMENTS_PER_ROUND = 4;
 const LOOKED_AT = 64;
 /** Rounds of flushing in one go: two make a segment free, one more starts when writes came in between. */
 const FREEING_FLUSHES = 3;
-/** With a limit on bytes, what it allows in this time is copied at once. */
-const PAID_AT_ONCE_MS = 250;
-/** The second image is made complete at most this often: each time costs two durable records. */
-const FOLD_MS = 30_000;
-/** Only when so little is left that ordinary rounds have moved the rest, in bytes: what is deleted soon isn't copied. */
-const FOLD_BYTES_MAX = 32 * 1024 * 1024;
-
 /** Times that volumes are looked at anew for `proven`, where the guest divides its disk meanwhile. */
 const JUDGE_ATTEMPTS = 3;
 
@@ -115,19 +109,6 @@ function realWorld({ policy }: CleanerDisk, opened: LogPosition): CleanerWorld {
 	};
 }
 
-/** Totals since the disk is served. */
-export interface CleanerCounters {
-	rounds: number;
-	droppedBytes: number;
-	movedBytes: number;
-	/** Metadata read by all verdicts, and by the latest one that read any. */
-	metadataBytesRead: number;
-	metadataBytesLastPass: number;
-	groupsLastPass: number;
-	/** Host bytes of the first image given back. */
-	punchedBytes: number;
-}
-
 type ReadyState = LiveState & { readonly kind: "ready" };
 
 /** What a round is for. */
@@ -151,7 +132,6 @@ export class Cleaner {
 	readonly #world: CleanerWorld;
 	readonly #dropper: Dropper;
 	readonly #mover: Mover;
-	readonly #fold: Fold;
 	readonly #quarantine: Quarantine;
 	readonly #lastWritten: LastWritten;
 	readonly #firstSeen = new Map<number, number>();
@@ -159,58 +139,55 @@ export class Cleaner {
 	readonly #emptied = new Set<number>();
 	/** Verdicts of which nothing was dropped yet, and what of the guest's their views show. */
 	readonly #remembered = new Map<ServedVolume, { readonly state: ReadyState; readonly guestEntries: number }>();
-	/** Per volume: free blocks that were too young when they were last looked at, and where others lie. */
-	readonly #young = new Map<ServedVolume, Pick<Dropped, "young" | "rest">>();
-	readonly counters: CleanerCounters = {
-		rounds: 0,
-		droppedBytes: 0,
-		movedBytes: 0,
-		metadataBytesRead: 0,
-		metadataBytesLastPass: 0,
-		groupsLastPass: 0,
-		punchedBytes: 0,
-	};
+	readonly #waiting = new WaitingBlocks();
+	readonly counters = noCounters();
 	#volumes: Awaited<ReturnType<CleanerWorld["identify"]>> | undefined;
 	readonly #pace: Pace;
 	readonly #chronicle: Chronicle;
-	/** The present round's; see `RoundOptions`. */
-	#inBackground = false;
-	/** It gives way to the guest and the limit now. */
-	#isGentle = false;
-	#pieceBegan = 0;
-	/** The newest verdict's volume, and the view in which it was reached. */
-	#point: { readonly volume: ServedVolume; readonly view: ViewHandle } | undefined;
-	#foldedTime = Number.NEGATIVE_INFINITY;
-	/** In guest entries. */
-	#foldedAt = -1;
-	/** Since when the guest has written nothing. */
-	#silence = { guestEntries: -1, since: 0 };
-	#movedThrough = 0;
+	readonly #rests: Rests;
+	readonly #folding: Folding;
+	#silence: Silence = { guestEntries: -1, since: 0 };
 
 	/** @param opened the log's position when the disk was opened */
 	constructor(disk: CleanerDisk, opened: LogPosition, world: CleanerWorld = realWorld(disk, opened)) {
-		const { plane, firstFd, second } = disk;
+		const { plane, firstFd, second, newestSnapshot, onLost, beforeChange, onFolded, closing } = disk;
+		const { rest, limit, quarantineMs } = disk;
+		const { now } = world;
 		const lastWritten = new LastWritten(divCeil(second.size, BLOCK_SIZE), opened);
-		this.#disk = disk;
-		this.#lastWritten = lastWritten;
-		this.#world = world;
-		this.#pace = new Pace(world.now(), opened);
-		this.#chronicle = new Chronicle(disk.onVolume ?? (() => {}));
-		const { newestSnapshot, onLost, beforeChange, quarantineMs } = disk;
-		const piece = (): BatchLimits => this.#piece();
-		const onCopied = (bytes: number): Promise<void> => this.#copied(bytes);
+		const pace = new Pace(now(), opened);
+		const rests = new Rests({ plane, pace, now, rest, limit, piece: world.piece });
+		const piece = (): BatchLimits => rests.piece();
+		const onCopied = (bytes: number): Promise<void> => rests.copied(bytes);
 		const writer = new SecondWriter({ plane, firstFd, second, newestSnapshot, onLost, beforeChange, piece, onCopied });
-		this.#dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
-		this.#mover = new Mover(plane, writer, this.#dropper, lastWritten);
-		this.#fold = new Fold(plane, writer, this.#dropper, lastWritten);
-		this.#quarantine = new Quarantine(plane, quarantineMs, world.now);
-		this.#dropper.quarantined = quarantineMs > 0;
-		if (world.youngRunsMax !== undefined) this.#dropper.youngRunsMax = world.youngRunsMax;
+		const dropper = new Dropper(plane, second, writer, lastWritten, world.allocated(second));
+		dropper.quarantined = quarantineMs > 0;
+		if (world.youngRunsMax !== undefined) dropper.youngRunsMax = world.youngRunsMax;
+		this.#disk = disk;
+		this.#world = world;
+		this.#lastWritten = lastWritten;
+		this.#pace = pace;
+		this.#rests = rests;
+		this.#chronicle = new Chronicle(disk.onVolume ?? (() => {}));
+		this.#dropper = dropper;
+		this.#mover = new Mover(plane, writer, dropper, lastWritten);
+		this.#folding = new Folding({
+			plane,
+			second,
+			fold: new Fold(plane, writer, dropper, lastWritten),
+			dropper,
+			waiting: this.#waiting,
+			pace,
+			rests,
+			counters: this.counters,
+			closing,
+			onFolded,
+		});
+		this.#quarantine = new Quarantine(plane, quarantineMs, now);
 	}
 
 	volumes(): VolumeStatus[] {
 		return (this.#volumes?.list ?? []).map((volume) =>
-			volumeStatus(volume, blocksIn(this.#youngIn(volume)) * BLOCK_SIZE, this.#chronicle.pointOf(volume.id)),
+			volumeStatus(volume, blocksIn(this.#waiting.of(volume)) * BLOCK_SIZE, this.#chronicle.pointOf(volume.id)),
 		);
 	}
 
@@ -221,12 +198,11 @@ export class Cleaner {
 		const oldest = (await plane.ask("oldestSegments", SEGMENTS_PER_ROUND)).filter(({ state }) => state === "sealed");
 		const bytes = oldest.reduce((sum, segment) => sum + segment.bytes, 0);
 		const movedBytes = oldest.reduce((sum, { liveSlots }) => sum + liveSlots * BLOCK_SIZE, 0);
-		const waiting = [...this.#young.values()].reduce((sum, { young }) => sum + blocksIn(young) * BLOCK_SIZE, 0);
 		const { usedBytes, limitBytes } = status;
 		return {
 			isUrgent: isUrgent(status),
 			fill: usedBytes / limitBytes,
-			backBytes: bytes - movedBytes + waiting,
+			backBytes: bytes - movedBytes + this.#waiting.bytes,
 			movedBytes,
 		};
 	}
@@ -240,22 +216,21 @@ export class Cleaner {
 	async round(options: RoundOptions = {}): Promise<number> {
 		const before = progressOf(this.counters);
 		this.counters.rounds++;
-		this.#inBackground = options.inBackground === true;
+		this.#rests.beginRound(options.inBackground === true);
 		const status = await this.#measureGuest();
-		if (!isUrgent(status)) this.#beGentle();
+		if (!isUrgent(status)) this.#rests.beGentle();
 		await this.#quarantine.hold(EAGER_SHARE);
 		try {
 			await this.#judge((verdict) => this.#act(verdict));
 			await this.#actOnRemembered();
 			await this.#moveSettled(options);
-			await this.#foldSettled();
+			await this.#folding.foldSettled(this.#world.now(), this.#silence);
 			await this.#free(options.everything === true);
 		} catch (error) {
 			if (isVmsweepError(error, "NO_SPACE")) this.#quarantine.giveWay();
 			throw error;
 		} finally {
-			this.#inBackground = false;
-			this.#isGentle = false;
+			this.#rests.endRound();
 		}
 		const progress = progressOf(this.counters) - before;
 		if (progress > 0) this.#pace.look(await this.#disk.plane.ask("status"), this.#world.now(), "work");
@@ -269,46 +244,6 @@ export class Cleaner {
 		if (guestEntries !== this.#silence.guestEntries) this.#silence = { guestEntries, since: now };
 		this.#pace.look(status, now, "rest");
 		return status;
-	}
-
-	// ---- Rests --------------------------------------------------------------------------------------------
-
-	#beGentle(): void {
-		this.#isGentle = this.#inBackground;
-		this.#pieceBegan = this.#world.now();
-	}
-
-	/** What is copied before the guest, and the limit, have their turn. */
-	#piece(): BatchLimits {
-		if (!this.#isGentle) return { blocks: Number.POSITIVE_INFINITY };
-		const { blocks, ...rest } = this.#world.piece?.() ?? this.#pace.pieceAt(this.#world.now());
-		const paidBytes = this.#disk.limit?.bytesIn(PAID_AT_ONCE_MS) ?? Number.POSITIVE_INFINITY;
-		return { blocks: Math.min(blocks, Math.max(1, Math.floor(paidBytes / 2 / BLOCK_SIZE))), ...rest };
-	}
-
-	async #copied(bytes: number): Promise<void> {
-		if (!this.#isGentle) return;
-		// Read and written.
-		this.#disk.limit?.spend(2 * bytes);
-		await this.#breathe(bytes);
-	}
-
-	/** After a piece of work that emptied so many bytes of the log: rests, for the guest and for the limit. True where it rested. */
-	async #breathe(bytes: number): Promise<boolean> {
-		const { plane, limit, rest } = this.#disk;
-		const status = await plane.ask("status");
-		const now = this.#world.now();
-		this.#pace.look(status, now, "work");
-		if (isUrgent(status)) this.#isGentle = false;
-		if (!this.#isGentle) return false;
-		const milliseconds = this.#pace.restAfter(bytes, now - this.#pieceBegan, status, now);
-		const wait = Math.max(milliseconds, limit?.waitMs ?? 0);
-		if (wait > 0) {
-			if (!(await rest(wait))) this.#isGentle = false;
-			this.#pace.look(await plane.ask("status"), this.#world.now(), "rest");
-		}
-		this.#pieceBegan = this.#world.now();
-		return wait > 0;
 	}
 
 	/** What is proven about the disk's blocks now; drops nothing. Not while a round runs. */
@@ -330,13 +265,7 @@ export class Cleaner {
 		this.#countReading(state);
 		if (state.kind !== "ready") return;
 		this.#remembered.set(volume, { state, guestEntries: view.guestEntries });
-		const waiting = new BoundedRuns(this.#dropper.youngRunsMax);
-		for (const { block, count } of this.#candidates(volume, state.changed)) waiting.append(block, count);
-		this.#young.set(volume, { young: waiting.list, rest: waiting.rest });
-	}
-
-	#youngIn(volume: ServedVolume): readonly BlockRun[] {
-		return this.#young.get(volume)?.young ?? [];
+		this.#waiting.postpone(volume, state.changed, this.#dropper.youngRunsMax);
 	}
 
 	// ---- Dropping -----------------------------------------------------------------------------------------
@@ -345,7 +274,7 @@ export class Cleaner {
 	async #judge(act: (verdict: Verdict) => Promise<void>): Promise<void> {
 		const { plane, readView } = this.#disk;
 		if (this.#volumes === undefined) {
-			this.#young.clear();
+			this.#waiting.clear();
 			this.#volumes = await this.#world.identify(plane, readView);
 			if (this.#volumes === undefined) return;
 		}
@@ -370,7 +299,7 @@ export class Cleaner {
 		try {
 			await act(verdict);
 		} finally {
-			await this.#keepPoint(verdict);
+			await this.#folding.keepPoint(verdict);
 		}
 		if (verdict.state.watchChanged) this.#volumes = undefined;
 	}
@@ -421,39 +350,20 @@ export class Cleaner {
 		changed: readonly ByteRange[],
 		guestEntries: number,
 	): Promise<void> {
-		const free = this.#candidates(volume, changed);
-		this.#noteChanged(guestEntries);
+		const free = this.#waiting.candidates(volume, changed);
+		this.#folding.noteChanged(guestEntries);
 		const { droppedBytes, ...waiting } = await this.#dropper.drop(free, settledBefore(state));
-		this.#young.set(volume, waiting);
+		this.#waiting.set(volume, waiting);
 		this.counters.droppedBytes += droppedBytes;
 	}
 
 	#countReading(state: LiveState): void {
 		const { counters } = this;
 		counters.metadataBytesRead += state.metadataBytesRead;
-		if (this.#isGentle) this.#disk.limit?.spend(state.metadataBytesRead);
+		this.#rests.spend(state.metadataBytesRead);
 		if (state.metadataBytesRead === 0) return;
 		counters.metadataBytesLastPass = state.metadataBytesRead;
 		if (state.kind === "ready") counters.groupsLastPass = state.groupsRead;
-	}
-
-	/** Free whole blocks in the changed areas, and what was too young before, where it is still free. Sorted, found as it is walked. */
-	*#candidates(volume: ServedVolume, changed: readonly ByteRange[]): Generator<BlockRun> {
-		const { live, areas } = volume;
-		const { young = [], rest } = this.#young.get(volume) ?? {};
-		const looked = joinRuns([
-			...changed.flatMap((range) => rangesOnDisk(areas, range)).map(touchedBlocks),
-			...young,
-			...(rest === undefined ? [] : [rest]),
-		]);
-		const within = looked.map(({ block, count }) => ({
-			start: byteOffset(block * BLOCK_SIZE),
-			length: byteCount(count * BLOCK_SIZE),
-		}));
-		for (const range of runsOnDisk(areas, within, (from, to) => live!.freeRuns(from, to))) {
-			const run = wholeBlocks(range);
-			if (run !== undefined) yield run;
-		}
 	}
 
 	// ---- Moving -------------------------------------------------------------------------------------------
@@ -475,19 +385,19 @@ export class Cleaner {
 				.filter((segment) => urgent || everything || this.#isDue(segment, status));
 			if (due.length === 0) return;
 			await makeDurable(plane, view);
-			const keep = urgent || evenYoung ? [] : joinRuns([...this.#young.values()].flatMap(({ young }) => young));
-			if (!urgent) this.#beGentle();
+			const keep = urgent || evenYoung ? [] : this.#waiting.all();
+			if (!urgent) this.#rests.beGentle();
 			for (const segment of due) {
-				const wasGentle = this.#isGentle;
+				const wasGentle = this.#rests.isGentle;
 				const { movedBytes, keptBlocks } = await this.#mover.moveSegment(segment, view, keep);
-				this.#noteChanged(segment.endGuestEntries);
+				this.#folding.noteChanged(segment.endGuestEntries);
 				this.counters.movedBytes += movedBytes;
 				if (keptBlocks === 0) this.#emptied.add(segment.sequence);
 				// Later segments can't be freed before this one.
 				if (keptBlocks > 0) break;
 				if (movedBytes === 0 || !wasGentle) continue;
-				if (this.#isGentle) await this.#breathe(segment.bytes - movedBytes);
-				if (!this.#isGentle) break;
+				if (this.#rests.isGentle) await this.#rests.breathe(segment.bytes - movedBytes);
+				if (!this.#rests.isGentle) break;
 			}
 		} finally {
 			await plane.ask("releaseView", view.id);
@@ -507,89 +417,13 @@ export class Cleaner {
 		return this.#pace.isQuiet && this.#world.now() - this.#firstSeen.get(segment.sequence)! >= SETTLE_MS;
 	}
 
-	/** In guest entries: the second image holds nothing newer, and nothing was given up on account of anything newer. */
-	get #changedThrough(): number {
-		return Math.max(this.#movedThrough, this.#dropper.forgottenThrough);
-	}
-
-	#noteChanged(guestEntries: number): void {
-		this.#movedThrough = Math.max(this.#movedThrough, guestEntries);
-	}
-
-	// ---- Folding ------------------------------------------------------------------------------------------
-
-	/** Keeps the view of the newest verdict: a commit point of the guest, worth folding. */
-	async #keepPoint({ volume, view, state }: Verdict): Promise<void> {
-		const old = state.kind === "ready" ? this.#point?.view : view;
-		if (state.kind === "ready") this.#point = { volume, view };
-		if (old !== undefined) await this.#disk.plane.ask("releaseView", old.id);
-	}
-
-	/** Lets go of the newest commit point's view, which holds segments. */
-	async #forgetPoint(): Promise<void> {
-		const point = this.#point;
-		this.#point = undefined;
-		if (point !== undefined) await this.#disk.plane.ask("releaseView", point.view.id);
-	}
+	// ---- For operators ------------------------------------------------------------------------------------
 
 	/**
-	 * Now and then, while the guest is quiet, makes the second image complete: at the newest commit point that a verdict
-	 * was reached at, or as the disk is once the guest has rested for a while.
+	 * Makes the second image equal a view, which must be durable. Returns the bytes moved, undefined where the disk is being closed.
 	 */
-	async #foldSettled(): Promise<void> {
-		const { plane, onFolded } = this.#disk;
-		const now = this.#world.now();
-		const isDue = this.#pace.isQuiet && now - this.#foldedTime >= FOLD_MS;
-		// A view holds segments: it's let go of unless it is folded now.
-		if (!isDue || isUrgent(await plane.ask("status")) || (await this.#liveBytes()) > FOLD_BYTES_MAX)
-			return await this.#forgetPoint();
-		const target = await this.#foldTarget(now);
-		if (target === undefined) return;
-		const { view, unused } = target;
-		this.#beGentle();
-		try {
-			await makeDurable(plane, view);
-			if ((await this.foldView(view, unused)) === undefined) return;
-			this.#foldedTime = now;
-			this.#foldedAt = view.guestEntries;
-			await onFolded(view);
-		} finally {
-			await plane.ask("releaseView", view.id);
-		}
-	}
-
-	/** What is worth folding now, and which of its blocks nothing uses; the view is the caller's to release. */
-	async #foldTarget(now: number): Promise<{ view: ViewHandle; unused: readonly BlockRun[] } | undefined> {
-		const isWorthIt = ({ guestEntries }: ViewHandle): boolean =>
-			guestEntries >= this.#changedThrough && guestEntries > this.#foldedAt;
-		const point = this.#point;
-		if (point !== undefined && isWorthIt(point.view)) {
-			this.#point = undefined;
-			return { view: point.view, unused: this.#youngIn(point.volume) };
-		}
-		await this.#forgetPoint();
-		if (now - this.#silence.since < SETTLE_MS || this.#silence.guestEntries <= this.#foldedAt) return undefined;
-		return { view: await this.#disk.plane.ask("takeView"), unused: [] };
-	}
-
-	/** What of the guest's data is in the first image. */
-	async #liveBytes(): Promise<number> {
-		const segments = await this.#disk.plane.ask("segments");
-		return segments.reduce((bytes, { liveSlots }) => bytes + liveSlots * BLOCK_SIZE, 0);
-	}
-
-	/**
-	 * Makes the second image equal a view, which must be durable, but for blocks that nothing in it uses. Returns the bytes moved,
-	 * undefined where the disk is being closed.
-	 */
-	async foldView(view: ViewHandle, unused: readonly BlockRun[] = []): Promise<number | undefined> {
-		assert(view.guestEntries >= this.#changedThrough, "a view is folded over newer content");
-		const { second, closing } = this.#disk;
-		// From the first block on: a fold that fails halfway leaves the second image newer than any older view.
-		this.#noteChanged(view.guestEntries);
-		const moved = await this.#fold.run(view, second.size / BLOCK_SIZE, { unused, signal: closing });
-		this.counters.movedBytes += moved ?? 0;
-		return moved;
+	foldView(view: ViewHandle): Promise<number | undefined> {
+		return this.#folding.foldView(view);
 	}
 
 	/** The disk has another size: what was known of how it is divided is out of date. */
@@ -601,13 +435,13 @@ export class Cleaner {
 
 	/** Gives up blocks that the guest map of a resting disk proves unused, where they still are as `view` shows them. Returns how many. */
 	async giveUp(runs: readonly BlockRun[], view: ViewHandle): Promise<number> {
-		this.#noteChanged(view.guestEntries);
+		this.#folding.noteChanged(view.guestEntries);
 		return (await this.#dropper.giveUp(view, runs)) / BLOCK_SIZE;
 	}
 
 	/** Drops runs that nothing needs in `view`, with the VM off: nobody knows more than the disk shows. Returns the bytes. */
 	async dropUnused(runs: Iterable<BlockRun>, view: ViewHandle): Promise<number> {
-		this.#noteChanged(view.guestEntries);
+		this.#folding.noteChanged(view.guestEntries);
 		const { droppedBytes } = await this.#dropper.drop(runs, view.position);
 		this.counters.droppedBytes += droppedBytes;
 		return droppedBytes;
@@ -629,11 +463,11 @@ export class Cleaner {
 
 	/** Gives free segments' space back, but for what the guest will soon need, until a rest is due. */
 	async #punchFree(): Promise<void> {
-		this.#beGentle();
+		this.#rests.beGentle();
 		for (;;) {
 			const bytes = await this.#punchSome(this.#pace.warmBytes);
-			if (bytes === 0 || (await this.#breathe(bytes))) return;
-			this.#beGentle();
+			if (bytes === 0 || (await this.#rests.breathe(bytes))) return;
+			this.#rests.beGentle();
 		}
 	}
 
@@ -644,6 +478,3 @@ export class Cleaner {
 		return bytes;
 	}
 }
-
-const progressOf = (counters: CleanerCounters): number =>
-	counters.droppedBytes + counters.movedBytes + counters.punchedBytes;
