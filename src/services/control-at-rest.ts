@@ -7,7 +7,7 @@ import { askStatus } from "./control.ts";
 import { isDiskServed, type SecondImageStand } from "./disk-directory.ts";
 import { closedPath, diskJsonPath, firstImagePath, secondImageRecordPath } from "./disk-paths.ts";
 import { readClosedRecord, readDiskDescription, readSecondImageRecord, secondImagePath } from "./disk-records.ts";
-import type { DiskStatus } from "./served-disk.ts";
+import type { DiskStatus } from "./disk-status.ts";
 import { type SnapshotStatus, snapshotsAtRest } from "./snapshots.ts";
 
 /** A disk that nobody serves. Sizes in bytes. */

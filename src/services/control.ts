@@ -16,8 +16,8 @@ import { createServer, type IncomingMessage, request, type Server, type ServerRe
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { type ErrorCode, errorTable, isVmsweepError, VmsweepError } from "../foundations/errors.ts";
+import type { DiskStatus } from "./disk-status.ts";
 import type { OnProgress, Progress } from "./progress.ts";
-import type { DiskStatus } from "./served-disk.ts";
 
 /** Where a served disk's control socket lies. */
 export const controlSocketPath = (directory: string): string => join(directory, "control.sock");

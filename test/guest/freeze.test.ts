@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
 import { askStatus } from "../../src/services/control.ts";
-import type { DiskStatus } from "../../src/services/served-disk.ts";
+import type { DiskStatus } from "../../src/services/disk-status.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { Guest, nbdUri } from "../support/guest.ts";
 import { createDisk, SweepServer } from "../support/loop-server.ts";

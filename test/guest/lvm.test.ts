@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import type { DiskStatus } from "../../src/services/served-disk.ts";
+import type { DiskStatus } from "../../src/services/disk-status.ts";
 import { isThorough } from "../support/breadth.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { Guest } from "../support/guest.ts";

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { open } from "node:fs/promises";
 import { test } from "node:test";
 import { fadviseAsync, POSIX_FADV_DONTNEED } from "../../src/adapters/os/syscalls.ts";
-import type { DiskStatus } from "../../src/services/served-disk.ts";
+import type { DiskStatus } from "../../src/services/disk-status.ts";
 import { temporaryFolder } from "../support/folders.ts";
 import { runOk, start, vmsweep } from "../support/processes.ts";
 import { requireTool } from "../support/requirements.ts";

@@ -3,7 +3,7 @@
 import { statSync } from "node:fs";
 import { basename, join } from "node:path";
 import { askServed, askStatus } from "../../src/services/control.ts";
-import type { DiskStatus } from "../../src/services/served-disk.ts";
+import type { DiskStatus } from "../../src/services/disk-status.ts";
 import { type ClientOptions, NbdClient } from "./nbd-client.ts";
 import { type Finished, type Running, runOk, start, vmsweep } from "./processes.ts";
 import { waitUntil } from "./waiting.ts";

@@ -3,7 +3,7 @@
 import { formatBytes } from "../../foundations/units.ts";
 import type { VolumeStatus } from "../../services/clean/volume-status.ts";
 import { type AnyDiskStatus, diskStatus, findDisks, type RestingDiskStatus } from "../../services/control-at-rest.ts";
-import type { DiskStatus } from "../../services/served-disk.ts";
+import type { DiskStatus } from "../../services/disk-status.ts";
 import { reportFailure } from "./failure.ts";
 import { formatTable, print, printJson } from "./output.ts";
 
