@@ -16,112 +16,40 @@
 
 import { crc32 } from "node:zlib";
 import type { SecondImage } from "../../src/adapters/images/second-image.ts";
-import type { LogFile } from "../../src/adapters/plane/disk-reader.ts";
-import type { PlanePort, ViewHandle } from "../../src/adapters/plane/messages.ts";
-import { type SnapshotSetup, Snapshots } from "../../src/adapters/plane/snapshots.ts";
+import type { PlanePort } from "../../src/adapters/plane/messages.ts";
 import type { View } from "../../src/core/log/first-image.ts";
-import { ABSENT, FirstImage, formatFirstImage, ZERO } from "../../src/core/log/first-image.ts";
+import { ABSENT, formatFirstImage, ZERO } from "../../src/core/log/first-image.ts";
 import { SecondSums } from "../../src/core/log/second-sums.ts";
 import type { Safeguards } from "../../src/core/log/state.ts";
 import { ALL_SAFEGUARDS } from "../../src/core/log/state.ts";
 import { isVmsweepError } from "../../src/foundations/errors.ts";
-import { viewOf } from "../../src/foundations/struct.ts";
 import { byteCount, byteOffset, type LogPosition, logPosition } from "../../src/foundations/units.ts";
 import { Cleaner, type CleanerDisk, type RoundOptions } from "../../src/services/clean/cleaner.ts";
 import { KEEP_ALL } from "../../src/services/clean/policy.ts";
 import { viewSource } from "../../src/services/view-source.ts";
 import { blocksOf, valueIn } from "./blocks.ts";
+import { blockAt, DiskFiles, openLog, type SecondFormat, valueAt } from "./disk-files.ts";
+import { type DiskTally, emptyDiskTally, type RotTally } from "./disk-tally.ts";
 import { PromiseBroken } from "./history.ts";
 import { Model } from "./model.ts";
 import { checkQcow2 } from "./qcow2-checker.ts";
 import { Random } from "./random.ts";
 import { type Chooser, Scheduler } from "./scheduler.ts";
-import { type Corruption, PowerCut, pinned, SimFile, unitsOf, World } from "./sim-file.ts";
+import { type Corruption, PowerCut, pinned, unitsOf, World } from "./sim-file.ts";
 import { SimPlane } from "./sim-plane.ts";
-import { allocatedIn, DISK_BLOCKS_MAX, openSimQcow2, openSimSecond } from "./sim-second.ts";
-import { qcow2Block, tinyQcow2 } from "./tiny-qcow2.ts";
+import { allocatedIn, DISK_BLOCKS_MAX } from "./sim-second.ts";
+import { type SnapshotDisk, SnapshotHistory } from "./snapshot-history.ts";
+import { tinyQcow2 } from "./tiny-qcow2.ts";
 import { type Commit, RECORD_BLOCK, ToyGuest, ToyVolumes } from "./toy-guest.ts";
 
 const BLOCK = 4096;
 /** Descriptors mean nothing here. */
 const FIRST_FD = 1_000_001;
 const UUID = new Uint8Array(16).fill(7);
-/** Where the first sector of checksums begins in their file (docs/format/second-sums.md). */
-const SUMS_AT = 4096;
-
-/** What histories reached, to see that they reach what they are meant to. */
-export interface DiskTally {
-	lives: number;
-	cuts: number;
-	kills: number;
-	cleanRestarts: number;
-	lostEvents: number;
-	records: number;
-	rounds: number;
-	brokenRounds: number;
-	droppedBlocks: number;
-	movedBlocks: number;
-	freedSegments: number;
-	stalls: number;
-	noSpace: number;
-	poisoned: number;
-	viewsChecked: number;
-	settledDisks: number;
-	/** Times that the second image was made whole by itself, and that this was looked at after an end. */
-	folds: number;
-	standsChecked: number;
-	snapshots: number;
-	snapshotsResumed: number;
-	snapshotsChecked: number;
-	undone: number;
-	qcow2Checked: number;
-}
-
-/** What histories with broken storage reached. */
-export interface RotTally {
-	rotted: number;
-	refused: number;
-	rottenReads: number;
-	/** Blocks that read as they were before, since the storage lost them together with their checksums. */
-	olderPairs: number;
-}
-
 /** What storage did to one of the disk's files. */
 interface Misdeed extends Corruption {
 	readonly name: "first" | "second" | "sums";
 }
-
-/** Of each block, what the second image holds of it (undefined where broken tables lead nowhere) and its checksum beside that. */
-interface SecondCopy {
-	readonly stored: readonly (Uint8Array | undefined)[];
-	readonly sums: readonly number[];
-}
-
-export const emptyDiskTally = (): DiskTally => ({
-	lives: 0,
-	cuts: 0,
-	kills: 0,
-	cleanRestarts: 0,
-	lostEvents: 0,
-	records: 0,
-	rounds: 0,
-	brokenRounds: 0,
-	droppedBlocks: 0,
-	movedBlocks: 0,
-	freedSegments: 0,
-	stalls: 0,
-	noSpace: 0,
-	poisoned: 0,
-	viewsChecked: 0,
-	settledDisks: 0,
-	folds: 0,
-	standsChecked: 0,
-	snapshots: 0,
-	snapshotsResumed: 0,
-	snapshotsChecked: 0,
-	undone: 0,
-	qcow2Checked: 0,
-});
 
 /** A deliberate fault of the product, made of its own code: switched-off safeguards, or calls lost or reordered. */
 export interface Mutant {
@@ -141,21 +69,6 @@ interface Fetched {
 	readonly place: "first" | "second" | "zero";
 }
 
-/** A named position of the disk, as its record beside the disk and its log have it. */
-interface SimSnapshot {
-	readonly name: string;
-	readonly fd: number;
-	readonly file: SimFile;
-	readonly uuid: Uint8Array;
-	/** Of the view that it shows. */
-	readonly entry: number;
-	/** What it must show, block by block; undefined: anything. */
-	readonly shows: readonly (number | undefined)[];
-	/** Blocks that the storage would not give when they were to be kept. */
-	readonly lost: number[];
-	complete: boolean;
-}
-
 interface HeldView {
 	readonly view: View;
 	/** Value of every block that was in the first image, undefined for the others. */
@@ -168,7 +81,7 @@ export interface DiskHistoryOptions {
 	/** Decides the interleaving in place of the seed. */
 	readonly chooser?: Chooser;
 	/** Of the second image; by default the seed chooses. */
-	readonly format?: "raw" | "qcow2";
+	readonly format?: SecondFormat;
 	/** A disk of few blocks and small segments, without faults. */
 	readonly small?: boolean;
 }
@@ -178,48 +91,41 @@ export type Step =
 	| { readonly kind: "write" | "trim" | "free"; readonly block: number }
 	| { readonly kind: "record" | "flush" | "seal" | "clean" | "clean all" };
 
-export class DiskHistory {
+export class DiskHistory implements SnapshotDisk {
 	readonly random: Random;
 	readonly world: World;
 	readonly guest: ToyGuest;
 	readonly tally: DiskTally;
 	readonly rot: RotTally = { rotted: 0, refused: 0, rottenReads: 0, olderPairs: 0 };
-	first: SimFile;
-	second: SimFile;
-	sums: SimFile;
+	readonly files: DiskFiles;
+	readonly snapshots: SnapshotHistory;
+	readonly blocks: number;
 	model: Model;
 	plane!: SimPlane;
+	/** The plane as the cleaner sees it. */
+	port!: PlanePort;
+	live!: Scheduler;
+	cleaner!: Cleaner;
+	/** Of the view that was taken last: blocks that may show anything. */
+	unsettledInView: ReadonlySet<number> = new Set();
 	readonly #chooser: Chooser | undefined;
 	readonly #mutant: Mutant | undefined;
-	readonly #blocks: number;
 	readonly #segmentBytes: number;
 	readonly #commits = new Map<number, Commit>();
-	#live!: Scheduler;
-	#cleaner!: Cleaner;
 	#secondSums!: SecondSums;
 	readonly #closing = new AbortController();
 	/** The disk right after each record, by log position. */
 	readonly #instants = new Map<LogPosition, readonly number[]>();
 	/** What the views showed that the cleaner took by itself, by their number in this life of the plane. */
 	readonly #viewed = new Map<number, readonly number[]>();
-	/** What the record beside the second image says: it is the disk at this position by itself. */
 	/** The disk that the second image is by itself, by its record. */
 	#stands: readonly number[] | undefined;
 	#cleaning = false;
 	#views: HeldView[] = [];
-	/** Oldest first. */
-	#snapshots: SimSnapshot[] = [];
-	#snapshotLogs!: Snapshots;
-	#snapshotFiles!: Map<number, SimFile>;
-	#port!: PlanePort;
-	/** Of the view that was taken last: blocks that may show anything. */
-	#unsettledInView: ReadonlySet<number> = new Set();
-	#nextFd = 2_000_000;
 	#nextValue = 1;
 	#now = 0;
 	#lastTail = 0;
 	#faulty = false;
-	readonly #format: "raw" | "qcow2";
 	readonly #quarantineMs: number;
 	/** What dropped blocks held, since the last start. */
 	#dropped = new Map<number, number>();
@@ -231,10 +137,7 @@ export class DiskHistory {
 		this.#chooser = options.chooser;
 		const { random } = this;
 		this.world = new World(random);
-		this.first = new SimFile(this.world);
-		this.second = new SimFile(this.world);
-		this.sums = new SimFile(this.world);
-		this.#blocks = options.small ? 4 : random.pick([5, 12, DISK_BLOCKS_MAX]);
+		this.blocks = options.small ? 4 : random.pick([5, 12, DISK_BLOCKS_MAX]);
 		this.#segmentBytes = (options.small ? 16 : random.pick([16, 16, 32, 64])) * 1024;
 		if (!options.small) {
 			this.world.atomicBytes = random.chance(30) ? 4096 : 512;
@@ -243,24 +146,27 @@ export class DiskHistory {
 		}
 		this.#quarantineMs = options.small ? 0 : random.pick([0, 0, 60_000, 1e9]);
 		const limitBytes = options.small || random.chance(50) ? 0 : 65_536 + this.#segmentBytes * (8 + random.below(8));
-		this.guest = new ToyGuest(this.#blocks, this.#commits);
+		this.guest = new ToyGuest(this.blocks, this.#commits);
 		const initial: number[] = [];
-		for (let block = 0; block < this.#blocks; block++)
+		for (let block = 0; block < this.blocks; block++)
 			initial.push(block !== RECORD_BLOCK && random.chance(50) ? 1_000_000 + block : 0);
 		// What the image held before: all in use, as the first record will say.
 		const old = new Set(initial.flatMap((value, block) => (value === 0 ? [] : [block])));
 		this.#commits.set(0, { used: old, written: old });
 		this.guest.mount(0);
-		this.#format = options.format ?? (!options.small && random.chance(30) ? "qcow2" : "raw");
+		const format = options.format ?? (!options.small && random.chance(30) ? "qcow2" : "raw");
+		this.files = new DiskFiles(this.world, this.blocks, format);
+		this.snapshots = new SnapshotHistory(this);
 		// As its own documents say, it bears no torn sectors.
-		if (this.#format === "qcow2") this.world.tearPercent = 0;
+		if (format === "qcow2") this.world.tearPercent = 0;
 		const content = blocksOf(initial);
-		this.second.write(this.#format === "raw" ? content : tinyQcow2(content, random.pick([12, 12, 14, 16])), 0);
-		this.second.datasync();
+		const { first, second } = this.files;
+		second.write(format === "raw" ? content : tinyQcow2(content, random.pick([12, 12, 14, 16])), 0);
+		second.datasync();
 		this.model = new Model(initial);
-		formatFirstImage(this.first, {
+		formatFirstImage(first, {
 			uuid: UUID,
-			diskBytes: byteCount(this.#blocks * BLOCK),
+			diskBytes: byteCount(this.blocks * BLOCK),
 			segmentBytes: this.#segmentBytes,
 			limitBytes,
 		});
@@ -304,7 +210,7 @@ export class DiskHistory {
 		else if (end === 2) this.#powerCut();
 		const deeds = Array.from({ length: 1 + this.random.below(3) }, () => (): Misdeed | undefined => {
 			const name = this.random.pick(["first", "first", "second", "sums"] as const);
-			const deed = this[name].corrupt(this.random);
+			const deed = this.files[name].corrupt(this.random);
 			return deed && { ...deed, name };
 		});
 		await this.breakWord(deeds);
@@ -316,12 +222,12 @@ export class DiskHistory {
 		const lostContent = new Map<number, Uint8Array>();
 		const lostSums = new Map<number, number>();
 		for (const act of misdeeds) {
-			const before = this.#secondCopy();
+			const before = this.files.secondCopy();
 			const deed = act();
 			if (deed === undefined) continue;
 			deeds.push(`${deed.name}: ${deed.what}`);
 			if (!deed.isLostWrite) continue;
-			const { stored, sums } = this.#secondCopy();
+			const { stored, sums } = this.files.secondCopy();
 			for (const [block, bytes] of stored.entries()) {
 				const was = before.stored[block];
 				if (bytes !== undefined && was !== undefined && Buffer.compare(bytes, was) !== 0) lostContent.set(block, bytes);
@@ -338,7 +244,7 @@ export class DiskHistory {
 			return;
 		}
 		const unknown = new Set<number>();
-		const disk = Array.from({ length: this.#blocks }, (_, block) => {
+		const disk = Array.from({ length: this.blocks }, (_, block) => {
 			const { bytes, sum, place } = this.#fetch(block);
 			const isRotten = sum !== 0 && sum !== crc32(bytes);
 			if (isRotten) this.rot.rottenReads++;
@@ -369,10 +275,10 @@ export class DiskHistory {
 	async steps(count: number): Promise<void> {
 		for (let i = 0; i < count && !this.world.isCut; i++) {
 			if (this.plane.log.poisoned && this.random.chance(10)) return;
-			if (this.#live.waiting > 0 && this.random.chance(60)) await this.#live.next();
+			if (this.live.waiting > 0 && this.random.chance(60)) await this.live.next();
 			else {
 				this.#guestStep();
-				await this.#live.drain();
+				await this.live.drain();
 			}
 		}
 	}
@@ -396,8 +302,8 @@ export class DiskHistory {
 		await this.open();
 		for (const step of steps) {
 			this.perform(step);
-			await this.#live.drain();
-			while (this.#live.waiting > 0) await this.#live.next();
+			await this.live.drain();
+			while (this.live.waiting > 0) await this.live.next();
 		}
 	}
 
@@ -408,7 +314,7 @@ export class DiskHistory {
 				look();
 			} catch (error) {
 				// Not into the product, which would take it for a failing host.
-				this.#live.fail(error);
+				this.live.fail(error);
 			}
 		};
 	}
@@ -417,34 +323,39 @@ export class DiskHistory {
 	async interleave(steps: readonly Step[]): Promise<void> {
 		const left = steps.values();
 		let step = left.next();
-		while (!step.done || this.#live.waiting > 0) {
-			const choices = this.#live.waiting + (step.done ? 0 : 1);
+		while (!step.done || this.live.waiting > 0) {
+			const choices = this.live.waiting + (step.done ? 0 : 1);
 			// One choice for both questions: the guest's next step, or who of those that wait.
 			const choice = choices === 1 ? 0 : this.#chooser!.below(choices);
 			if (!step.done && choice === choices - 1) {
 				this.perform(step.value);
 				step = left.next();
-				await this.#live.drain();
-			} else await this.#live.next(choice);
+				await this.live.drain();
+			} else await this.live.next(choice);
 		}
 	}
 
 	/** Recovers from what a power cut right now could leave, with each of some subsets of unflushed sectors. */
 	checkCutNow(subsetsMax: number): number {
-		const units = unitsOf(this.first.dirtySectors()).map((sectors) => ({ first: sectors, second: [] as number[] }));
-		units.push(...unitsOf(this.second.dirtySectors()).map((sectors) => ({ first: [] as number[], second: sectors })));
+		const units = unitsOf(this.files.first.dirtySectors()).map((sectors) => ({
+			first: sectors,
+			second: [] as number[],
+		}));
+		units.push(
+			...unitsOf(this.files.second.dirtySectors()).map((sectors) => ({ first: [] as number[], second: sectors })),
+		);
 		const subsets = Math.min(2 ** Math.min(units.length, 20), subsetsMax);
 		for (let i = 0; i < subsets; i++) {
 			// All of them where they are few; else spread over all, and always none and everything.
 			const subset = units.length <= 20 && 2 ** units.length <= subsetsMax ? i : this.#sample(i, units.length);
 			const kept = units.filter((_, unit) => (subset >> (unit % 20)) & 1);
 			const world = new World(new Random(1));
-			const first = this.first.clone(world);
-			const second = this.second.clone(world);
+			const first = this.files.first.clone(world);
+			const second = this.files.second.clone(world);
 			first.cutKeeping(new Set(kept.flatMap((unit) => unit.first)), i % 2 === 0);
 			second.cutKeeping(new Set(kept.flatMap((unit) => unit.second)), true);
 			const log = openLog(first, 1, this.#safeguards);
-			const disk = Array.from({ length: this.#blocks }, (_, block) => {
+			const disk = Array.from({ length: this.blocks }, (_, block) => {
 				const value = log.get(block);
 				if (value === ABSENT) return valueAt(second, block * BLOCK);
 				return value === ZERO ? 0 : valueAt(first, log.offsetOfSlot(value));
@@ -466,7 +377,7 @@ export class DiskHistory {
 	async crash(): Promise<void> {
 		// After a failed sync the first image is written anew where it matters. Nobody can do that for a second image that
 		// shows holes which may not be on disk: such a host has to be mounted anew before its disks are served again.
-		const powerCut = this.world.isCut || this.second.cacheLies || this.random.chance(50);
+		const powerCut = this.world.isCut || this.files.second.cacheLies || this.random.chance(50);
 		this.#calmWorld();
 		if (powerCut) this.#powerCut();
 		else this.tally.kills++;
@@ -504,9 +415,9 @@ export class DiskHistory {
 			throw new PromiseBroken(
 				`block ${changed} was ${disk[changed]} after recovery and ${again[changed]} after another start`,
 			);
-		for (const snapshot of this.#snapshots) this.#checkSnapshot(snapshot);
+		this.snapshots.checkAll();
 		this.#begin(again, unsettled);
-		this.#resumeSnapshots();
+		this.snapshots.resume();
 	}
 
 	/** Where the record says so, the second image is by itself the disk at a record of the guest. */
@@ -515,7 +426,7 @@ export class DiskHistory {
 		if (instant === undefined) return;
 		this.tally.standsChecked++;
 		for (const block of [RECORD_BLOCK, ...(this.#commits.get(instant[RECORD_BLOCK]!)?.written ?? [])]) {
-			const found = valueIn(this.#stored(block));
+			const found = valueIn(this.files.stored(block));
 			if (found !== instant[block])
 				throw new PromiseBroken(
 					`the second image stands by itself, but its block ${block} is ${found}, not ${instant[block]}`,
@@ -529,7 +440,7 @@ export class DiskHistory {
 		await this.#finish(() => !this.#cleaning);
 		const events = this.model.eventCount;
 		let stopped = false;
-		this.#live.spawn(async () => {
+		this.live.spawn(async () => {
 			try {
 				await this.plane.ask("stop");
 			} catch (error) {
@@ -569,38 +480,25 @@ export class DiskHistory {
 		this.#views = [];
 		this.#cleaning = false;
 		// A new process: who waited in the old one is gone.
-		this.#live = new Scheduler(
+		this.live = new Scheduler(
 			this.#chooser ?? this.random,
 			(error) => this.world.isCut && !(error instanceof PromiseBroken),
 		);
-		this.#live.everyTurn = this.#chooser !== undefined;
-		const taking = this.#snapshots.filter(({ complete }) => !complete).map(({ entry }) => entry);
-		const log = openLog(this.first, this.random.below(3), this.#safeguards, taking);
+		this.live.everyTurn = this.#chooser !== undefined;
+		const log = openLog(this.files.first, this.random.below(3), this.#safeguards, this.snapshots.entriesTaking);
 		if (this.#quarantineMs > 0) log.holdFrom(logPosition(0));
-		const secondSums = new SecondSums(this.sums, UUID, "second.sums", 1);
-		const snapshotLogs = new Map(this.#snapshots.map(({ fd, file }) => [fd, file]));
-		const snapshots = new Snapshots(
-			(bytes) => crc32(bytes),
-			(fd) => snapshotLogs.get(fd)!,
-		);
-		for (const snapshot of this.#snapshots) if (snapshot.complete) snapshots.add(setupOf(snapshot));
-		this.#snapshotLogs = snapshots;
-		this.#snapshotFiles = snapshotLogs;
-		const files = {
-			first: this.first,
-			stored: (block: number) => this.#stored(block),
-			sums: this.sums,
-			secondSums,
-			snapshots,
-			snapshotLogs,
-		};
+		const secondSums = new SecondSums(this.files.sums, UUID, "second.sums", 1);
+		const { logs, files: snapshotLogs } = this.snapshots.open();
+		const { first, sums } = this.files;
+		const stored = (block: number): Uint8Array => this.files.stored(block);
+		const files = { first, stored, sums, secondSums, snapshots: logs, snapshotLogs };
 		this.#secondSums = secondSums;
 		this.#viewed.clear();
-		this.plane = new SimPlane(log, files, this.world, this.#live, {
+		this.plane = new SimPlane(log, files, this.world, this.live, {
 			dropped: (pairs) => this.#noteDropped(pairs),
 			viewTaken: (id) => {
 				this.#viewed.set(id, this.readDisk());
-				this.#unsettledInView = this.model.unsettled();
+				this.unsettledInView = this.model.unsettled();
 			},
 			restoring: (runs) => this.#noteRestoring(runs),
 			maybeDropped: (pairs) => this.#noteMaybeDropped(pairs),
@@ -610,54 +508,53 @@ export class DiskHistory {
 			},
 		});
 		const port = this.#mutant?.port?.(this.plane) ?? this.plane;
-		this.#port = port;
-		const opened = await this.#openSecond();
+		this.port = port;
+		const opened = await this.files.openSecond(this.live);
 		const second = this.#mutant?.second?.(opened) ?? opened;
-		const readView = (view: { readonly id: number; readonly position: PlanePosition }) =>
+		const readView = (view: { readonly id: number; readonly position: LogPosition }) =>
 			viewSource(
 				port,
 				view,
 				FIRST_FD,
 				second,
-				byteCount(this.#blocks * BLOCK),
-				async (_: number, at: number, into: Uint8Array) => this.first.read(byteOffset(at), into),
+				byteCount(this.blocks * BLOCK),
+				async (_: number, at: number, into: Uint8Array) => this.files.first.read(byteOffset(at), into),
 			);
 		const disk: CleanerDisk = {
 			plane: port,
 			firstFd: FIRST_FD,
 			second,
 			readView,
-			newestSnapshot: () =>
-				this.#mutant?.ignoreSnapshots ? undefined : this.#snapshots.findLast(({ complete }) => complete)?.name,
+			newestSnapshot: () => (this.#mutant?.ignoreSnapshots ? undefined : this.snapshots.newest),
 			onLost: async (name, blocks) => {
 				if (!this.#faulty)
 					throw new PromiseBroken(`blocks ${blocks.join()} are lost to a snapshot, but nothing failed`);
-				await this.#live.turn();
+				await this.live.turn();
 				if (this.world.isCut) return;
-				this.#snapshots.find((each) => each.name === name)!.lost.push(...blocks);
+				this.snapshots.lose(name, blocks);
 				for (const block of blocks) await port.ask("lose", { name, block });
 			},
 			beforeChange: () => (this.#mutant?.staleStand ? Promise.resolve() : this.#recordStand(undefined)),
 			onFolded: (view) => this.#recordStand(this.#viewed.get(view.id) ?? this.#instants.get(view.position)!),
 			closing: this.#closing.signal,
 			rest: async () => {
-				await this.#live.later();
+				await this.live.later();
 				return this.random.chance(90);
 			},
 			firstSpace: {
 				can: true,
 				giveBack: async (at: number, length: number) => {
-					await this.#live.turn();
+					await this.live.turn();
 					if (this.world.isCut) return new Promise(() => {});
-					this.first.punch(byteOffset(at), length);
+					this.files.first.punch(byteOffset(at), length);
 				},
 			},
 			policy: KEEP_ALL,
 			quarantineMs: this.#quarantineMs,
 		};
-		this.#cleaner = new Cleaner(disk, log.position, {
+		this.cleaner = new Cleaner(disk, log.position, {
 			identify: (plane, read) => ToyVolumes.identify(plane, read, this.guest),
-			allocated: ({ held }) => (this.#format === "raw" ? allocatedIn(this.second) : held),
+			allocated: ({ held }) => (this.files.format === "raw" ? allocatedIn(this.files.second) : held),
 			// Mostly all at once: each rest takes turns that the history then lacks.
 			piece: () => ({ blocks: this.random.chance(20) ? 1 + this.random.below(8) : DISK_BLOCKS_MAX }),
 			now: () => {
@@ -668,57 +565,12 @@ export class DiskHistory {
 		this.#lastTail = log.tailPosition;
 	}
 
-	/** Lets everybody have turns until it is open. Throws PowerCut where that never happens. */
-	async #openSecond(): Promise<SecondImage> {
-		if (this.#format === "raw")
-			return openSimSecond(this.first, this.second, this.world, this.#live, this.#blocks * BLOCK);
-		let image: SecondImage | undefined;
-		let failure: { readonly error: unknown } | undefined;
-		openSimQcow2(this.first, this.second, this.world, this.#live).then(
-			(opened) => {
-				image = opened;
-			},
-			(error: unknown) => {
-				failure = { error };
-			},
-		);
-		await this.#live.drain();
-		while (image === undefined && failure === undefined && !this.world.isCut) await this.#live.next();
-		if (failure !== undefined) throw failure.error;
-		if (image === undefined) throw new PowerCut("the power went off while the second image was opened");
-		return image;
-	}
-
 	/** Whatever a cut leaves of a qcow2 image has no errors; leaks at most. */
 	#checkSecond(): void {
-		if (this.#format === "raw") return;
-		const { errors } = checkQcow2(this.second.contents().slice());
+		if (this.files.format === "raw") return;
+		const { errors } = checkQcow2(this.files.second.contents().slice());
 		if (errors.length > 0) throw new PromiseBroken(`the second image is damaged: ${errors.join("; ")}`);
 		this.tally.qcow2Checked++;
-	}
-
-	#secondCopy(): SecondCopy {
-		const blocks = Array.from({ length: this.#blocks }, (_, block) => block);
-		const sectors = viewOf(this.sums.contents());
-		// Sector 0 of the checksums has all of a small disk's; a file that isn't there yet has none.
-		const sumOf = (block: number): number => {
-			const at = SUMS_AT + 4 * block;
-			return at + 4 <= sectors.byteLength ? sectors.getUint32(at, true) : 0;
-		};
-		const storedOf = (block: number): Uint8Array | undefined => {
-			try {
-				return this.#stored(block).slice();
-			} catch (error) {
-				if (error instanceof RangeError) return undefined;
-				throw error;
-			}
-		};
-		return { stored: blocks.map(storedOf), sums: blocks.map(sumOf) };
-	}
-
-	/** What the second image holds of a block. */
-	#stored(block: number): Uint8Array {
-		return this.#format === "raw" ? blockAt(this.second, block * BLOCK) : qcow2Block(this.second.contents(), block);
 	}
 
 	get #safeguards(): Safeguards {
@@ -726,7 +578,7 @@ export class DiskHistory {
 	}
 
 	readDisk(): number[] {
-		return Array.from({ length: this.#blocks }, (_, block) => this.readBlock(block));
+		return Array.from({ length: this.blocks }, (_, block) => this.readBlock(block));
 	}
 
 	/** What a client would be answered: verified, as the data plane does it. */
@@ -741,15 +593,15 @@ export class DiskHistory {
 		const { log } = this.plane;
 		const value = log.get(block);
 		if (value === ZERO) return { bytes: new Uint8Array(BLOCK), sum: 0, place: "zero" };
-		if (value === ABSENT) return { bytes: this.#stored(block), sum: this.#secondSums.get(block), place: "second" };
-		return { bytes: blockAt(this.first, log.offsetOfSlot(value)), sum: log.sumOfSlot(value), place: "first" };
+		if (value === ABSENT) return { bytes: this.files.stored(block), sum: this.#secondSums.get(block), place: "second" };
+		return { bytes: blockAt(this.files.first, log.offsetOfSlot(value)), sum: log.sumOfSlot(value), place: "first" };
 	}
 
 	/** Notes durably whether the second image stands by itself, and at which position. */
 	async #recordStand(disk: readonly number[] | undefined): Promise<void> {
 		if (this.#stands === disk) return;
 		if (disk !== undefined) this.tally.folds++;
-		await this.#live.turn();
+		await this.live.turn();
 		// A small record, written and renamed: there or not.
 		if (!this.world.isCut) this.#stands = disk;
 	}
@@ -769,18 +621,16 @@ export class DiskHistory {
 
 	#powerCut(): void {
 		this.tally.cuts++;
-		this.first.powerCut(this.random);
-		this.second.powerCut(this.random);
-		this.sums.powerCut(this.random);
-		for (const { file } of this.#snapshots) file.powerCut(this.random);
+		this.files.powerCut(this.random);
+		this.snapshots.powerCut(this.random);
 	}
 
 	/** Lets all who wait go on until `done`. */
 	async #finish(done: () => boolean): Promise<void> {
-		await this.#live.drain();
+		await this.live.drain();
 		for (let turns = 0; !done() && !this.world.isCut; turns++) {
-			if (turns > 100_000 || this.#live.waiting === 0) throw new PromiseBroken("somebody waits for ever");
-			await this.#live.next();
+			if (turns > 100_000 || this.live.waiting === 0) throw new PromiseBroken("somebody waits for ever");
+			await this.live.next();
 		}
 	}
 
@@ -796,8 +646,8 @@ export class DiskHistory {
 			else if (step < 68) this.plane.flush(() => {});
 			else if (step < 82) this.#startCleaner(this.#roundOptions());
 			else if (step < 84) this.#takeOrCheckView();
-			else if (step < 86) this.#takeSnapshot();
-			else if (step < 87) this.#lookAtSnapshots();
+			else if (step < 86) this.snapshots.take();
+			else if (step < 87) this.snapshots.look();
 			else if (step < 89) this.#undo();
 			else if (step < 93) this.plane.log.seal();
 			else this.#checkBlock();
@@ -813,9 +663,9 @@ export class DiskHistory {
 	writeData(block?: number): void {
 		const items: { block: number; count: number }[] = [];
 		for (let i = block === undefined ? this.random.below(3) : 0; i >= 0; i--) {
-			const first = block ?? 1 + this.random.below(this.#blocks - 1);
+			const first = block ?? 1 + this.random.below(this.blocks - 1);
 			const count =
-				block === undefined ? 1 + this.random.below(Math.min(this.#blocks - first, this.random.pick([1, 3, 9]))) : 1;
+				block === undefined ? 1 + this.random.below(Math.min(this.blocks - first, this.random.pick([1, 3, 9]))) : 1;
 			items.push({ block: first, count });
 		}
 		if (!this.#hasRoom(items.reduce((sum, { count }) => sum + count, 2 * items.length))) return;
@@ -831,8 +681,8 @@ export class DiskHistory {
 	/** Frees some blocks in memory, and perhaps trims them. */
 	freeBlocks(
 		trim: boolean,
-		block = 1 + this.random.below(this.#blocks - 1),
-		count = 1 + this.random.below(Math.min(4, this.#blocks - block)),
+		block = 1 + this.random.below(this.blocks - 1),
+		count = 1 + this.random.below(Math.min(4, this.blocks - block)),
 	): void {
 		for (let at = block; at < block + count; at++) this.guest.free(at);
 		if (!trim || !this.#hasRoom(4)) return;
@@ -926,9 +776,9 @@ export class DiskHistory {
 		if (this.#cleaning) return;
 		this.#cleaning = true;
 		this.tally.rounds++;
-		const cleaner = this.#cleaner;
+		const cleaner = this.cleaner;
 		const moved = cleaner.counters.movedBytes;
-		this.#live.spawn(async () => {
+		this.live.spawn(async () => {
 			try {
 				await cleaner.round(options);
 			} catch (error) {
@@ -936,6 +786,23 @@ export class DiskHistory {
 				this.#tolerate(error);
 			}
 			this.tally.movedBlocks += (cleaner.counters.movedBytes - moved) / BLOCK;
+			this.#cleaning = false;
+		});
+	}
+
+	get isFree(): boolean {
+		return !this.#cleaning;
+	}
+
+	/** See `SnapshotDisk`. */
+	exclusively(work: () => Promise<void>): void {
+		this.#cleaning = true;
+		this.live.spawn(async () => {
+			try {
+				await work();
+			} catch (error) {
+				this.#tolerate(error);
+			}
 			this.#cleaning = false;
 		});
 	}
@@ -959,107 +826,13 @@ export class DiskHistory {
 				if (!this.guest.written.has(block)) this.model.drop(block);
 	}
 
-	// ---- Snapshots ----------------------------------------------------------------------------------------
-
-	/** Takes a snapshot as `DiskSnapshots` does, over this world's files; the cleaner does nothing else meanwhile. */
-	#takeSnapshot(): void {
-		if (this.#cleaning || this.#snapshots.length >= 3) return;
-		this.#cleaning = true;
-		const port = this.#port;
-		this.#live.spawn(async () => {
-			let snapshot: SimSnapshot | undefined;
-			try {
-				const view = await port.ask("takeView");
-				const past = this.plane.viewPoints.view(view.id);
-				// What was dropped is in use nowhere: while it can be brought back, a snapshot may show it or zeros.
-				const unsettled = this.#unsettledInView;
-				const shows = Array.from({ length: this.#blocks }, (_, block) => {
-					const value = past.get(block);
-					if (unsettled.has(block)) return undefined;
-					return value === ABSENT ? valueIn(this.#stored(block)) : this.#valueAt(value);
-				});
-				await port.ask("flush");
-				snapshot = this.#newSnapshot(view.entry, shows);
-				await this.#live.turn();
-				if (this.world.isCut) return;
-				this.#snapshots.push(snapshot);
-				await this.#finishSnapshot(snapshot, view);
-				await port.ask("releaseView", view.id);
-			} catch (error) {
-				// The record goes first; what is left of the view goes with the process.
-				this.#snapshots = this.#snapshots.filter((each) => each !== snapshot);
-				this.#tolerate(error);
-			}
-			this.#cleaning = false;
-		});
-	}
-
-	#newSnapshot(entry: number, shows: SimSnapshot["shows"]): SimSnapshot {
-		const fd = this.#nextFd++;
-		const file = new SimFile(this.world);
-		const uuid = new Uint8Array(16).fill(fd & 0xff);
-		const diskBytes = byteCount(this.#blocks * BLOCK);
-		formatFirstImage(file, { uuid, diskBytes, segmentBytes: 16 * 1024, limitBytes: 0 });
-		file.datasync();
-		this.#snapshotFiles.set(fd, file);
-		return { name: `s${fd}`, fd, file, uuid, entry, shows, lost: [], complete: false };
-	}
-
-	async #finishSnapshot(snapshot: SimSnapshot, view: ViewHandle): Promise<void> {
-		await this.#cleaner.foldView(view);
-		await this.#port.ask("addSnapshot", setupOf(snapshot));
-		await this.#live.turn();
-		if (this.world.isCut) return;
-		snapshot.complete = true;
-		this.tally.snapshots++;
-	}
-
-	/** Goes on with a snapshot that a crash interrupted: the log must still hold its instant. */
-	#resumeSnapshots(): void {
-		const snapshot = this.#snapshots.find(({ complete }) => !complete);
-		if (snapshot === undefined) return;
-		this.#cleaning = true;
-		this.#live.spawn(async () => {
-			try {
-				const view = await this.#port.ask("recovered", snapshot.entry);
-				if (view === null) throw new PromiseBroken(`the instant of ${snapshot.name} is lost`);
-				await this.#finishSnapshot(snapshot, view);
-				await this.#port.ask("releaseView", view.id);
-				this.tally.snapshotsResumed++;
-			} catch (error) {
-				this.#snapshots = this.#snapshots.filter((each) => each !== snapshot);
-				this.#tolerate(error);
-			}
-			this.#cleaning = false;
-		});
-	}
-
-	/** Deletes the oldest snapshot: no other reads through it. */
-	#deleteSnapshot(): void {
-		const [oldest] = this.#snapshots;
-		if (this.#cleaning || !oldest?.complete) return;
-		this.#cleaning = true;
-		this.#live.spawn(async () => {
-			// First, so that nobody looks at it between the data plane's answer and here.
-			this.#snapshots.shift();
-			await this.#port.ask("removeSnapshot", oldest.name);
-			this.#cleaning = false;
-		});
-	}
-
 	/** Brings back what the quarantine still holds, some of it or all, as `vmsweep undo` does. */
 	#undo(): void {
-		if (this.#cleaning || this.#quarantineMs === 0) return;
-		this.#cleaning = true;
-		this.#live.spawn(async () => {
-			try {
-				const undoable = await this.#port.ask("undoable");
-				for (let i = 0; i < undoable.length; i += 4)
-					if (this.random.chance(70)) await this.#port.ask("restore", undoable.slice(i, i + 4));
-			} catch (error) {
-				this.#tolerate(error);
-			}
-			this.#cleaning = false;
+		if (!this.isFree || this.#quarantineMs === 0) return;
+		this.exclusively(async () => {
+			const undoable = await this.port.ask("undoable");
+			for (let i = 0; i < undoable.length; i += 4)
+				if (this.random.chance(70)) await this.port.ask("restore", undoable.slice(i, i + 4));
 		});
 	}
 
@@ -1071,7 +844,9 @@ export class DiskHistory {
 				const block = runs[i]! + j;
 				if (this.plane.log.get(block) !== ZERO) continue;
 				const value =
-					runs[i + 2] === ABSENT ? valueIn(this.#stored(block)) : valueAt(this.first, runs[i + 3]! + j * BLOCK);
+					runs[i + 2] === ABSENT
+						? valueIn(this.files.stored(block))
+						: valueAt(this.files.first, runs[i + 3]! + j * BLOCK);
 				const dropped = this.#dropped.get(block);
 				if (dropped !== undefined && dropped !== value)
 					throw new PromiseBroken(`undo brings back ${value} in block ${block}, which held ${dropped}`);
@@ -1083,39 +858,10 @@ export class DiskHistory {
 		};
 	}
 
-	#lookAtSnapshots(): void {
-		if (this.#snapshots.length > 0) this.#checkSnapshot(this.random.pick(this.#snapshots));
-		if (this.random.chance(30)) this.#deleteSnapshot();
-	}
-
-	/** A snapshot shows what it showed when it was taken. */
-	#checkSnapshot({ name, shows, complete }: SimSnapshot): void {
-		if (!complete) return;
-		this.tally.snapshotsChecked++;
-		const logs = this.#snapshotLogs.logsOf(name);
-		for (const [block, expected] of shows.entries()) {
-			const found = this.#snapshotBlock(logs, block);
-			// An error is no wrong answer.
-			if (found !== undefined && expected !== undefined && found !== expected)
-				throw new PromiseBroken(`block ${block} of a snapshot is ${found}, was ${expected}`);
-		}
-	}
-
-	/** Undefined for an error. */
-	#snapshotBlock(logs: readonly LogFile[], block: number): number | undefined {
-		for (const { log, fd, lost } of logs) {
-			const value = log.get(block);
-			if (value === ABSENT && lost?.has(block)) return undefined;
-			if (value === ZERO) return 0;
-			if (value !== ABSENT) return valueAt(this.#snapshotFiles.get(fd)!, log.offsetOfSlot(value));
-		}
-		return valueIn(this.#stored(block));
-	}
-
 	// ---- Views and the host -------------------------------------------------------------------------------
 
 	#checkBlock(): void {
-		const block = this.random.below(this.#blocks);
+		const block = this.random.below(this.blocks);
 		const value = this.readBlock(block);
 		if (!this.model.allowsNow(block, value, this.guest.written.has(block)))
 			throw new PromiseBroken(`block ${block} reads as ${value} while running`);
@@ -1127,9 +873,9 @@ export class DiskHistory {
 			return;
 		}
 		const view = this.plane.log.takeView();
-		const values = Array.from({ length: this.#blocks }, (_, block) => {
+		const values = Array.from({ length: this.blocks }, (_, block) => {
 			const value = view.get(block);
-			return value === ABSENT ? undefined : this.#valueAt(value);
+			return value === ABSENT ? undefined : this.valueAt(value);
 		});
 		this.#views.push({ view, values });
 	}
@@ -1139,14 +885,15 @@ export class DiskHistory {
 		this.tally.viewsChecked++;
 		held!.values.forEach((expected, block) => {
 			const value = held!.view.get(block);
-			const now = value === ABSENT ? undefined : this.#valueAt(value);
+			const now = value === ABSENT ? undefined : this.valueAt(value);
 			if (now !== expected) throw new PromiseBroken(`block ${block} of a view was ${expected} and became ${now}`);
 		});
 		held!.view.release();
 	}
 
-	#valueAt(value: number): number {
-		return value === ZERO ? 0 : valueAt(this.first, this.plane.log.offsetOfSlot(value));
+	/** See `SnapshotDisk`. */
+	valueAt(value: number): number {
+		return value === ZERO ? 0 : valueAt(this.files.first, this.plane.log.offsetOfSlot(value));
 	}
 
 	/** Simulated failures are part of the history; anything else is a bug. */
@@ -1156,32 +903,4 @@ export class DiskHistory {
 		if (isVmsweepError(error) && codes.includes(error.code)) return;
 		throw error;
 	}
-}
-
-const setupOf = ({ name, fd, uuid, lost }: SimSnapshot): SnapshotSetup => ({ name, fd, path: name, uuid, lost });
-
-type PlanePosition = FirstImage["position"];
-
-const openLog = (
-	file: SimFile,
-	warmSegments: number,
-	safeguards: Safeguards,
-	viewsAtEntries: readonly number[] = [],
-): FirstImage =>
-	FirstImage.open(file, {
-		checksum: (bytes) => crc32(bytes),
-		allocatePinned: (length) => pinned(new Uint8Array(length)),
-		warmSegments,
-		safeguards,
-		viewsAtEntries,
-	});
-
-/** What reads see of a block, whatever else goes wrong. */
-const valueAt = (file: SimFile, at: number): number => valueIn(blockAt(file, at));
-
-function blockAt(file: SimFile, at: number): Uint8Array {
-	const bytes = file.contents();
-	const block = new Uint8Array(BLOCK);
-	block.set(bytes.subarray(Math.min(at, bytes.length), Math.min(at + BLOCK, bytes.length)));
-	return block;
 }

@@ -70,9 +70,14 @@ export class Model {
 
 	/** Blocks that may show anything after the first `events` events, as far as the guest doesn't use them. */
 	unsettled(events = this.#events.length): Set<number> {
-		const dropped = (block: number): boolean =>
-			(this.#byBlock[block]!.findLast(({ index }) => index < events) ?? this.#initial[block]!).dropped;
-		return new Set(Array.from({ length: this.blocks }, (_, block) => block).filter(dropped));
+		const isUnsettled = (block: number): boolean => {
+			const past = this.#byBlock[block]!.filter(({ index }) => index < events);
+			// A write that failed may not be there: what was before it counts as well.
+			const first = past.findLastIndex(({ maybe }) => !maybe);
+			const possible = first < 0 ? [this.#initial[block]!, ...past] : past.slice(first);
+			return possible.some(({ dropped }) => dropped);
+		};
+		return new Set(Array.from({ length: this.blocks }, (_, block) => block).filter(isUnsettled));
 	}
 
 	/** The first `events` events survive any cut from now on. */

@@ -4,7 +4,8 @@
 //   VMSWEEP_SOAK_SIM_RUNS=20000 VMSWEEP_SEED=5 node --test test/soak/simulation.soak.ts
 
 import { test } from "node:test";
-import { DiskHistory, emptyDiskTally } from "../sim/disk-history.ts";
+import { DiskHistory } from "../sim/disk-history.ts";
+import { emptyDiskTally } from "../sim/disk-tally.ts";
 import { testSeed } from "../support/randomness.ts";
 
 const runs = Number(process.env.VMSWEEP_SOAK_SIM_RUNS ?? 100_000);
