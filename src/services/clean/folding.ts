@@ -3,8 +3,8 @@
 //   a verdict ─► its view is kept: a commit point of the guest ┐
 //   a guest that writes nothing ─► the disk as it is           ┴► durable ─► folded ─► noted beside the second image
 //
-// Now and then only, while the guest is quiet and little is left in the first image. A view that is older than anything
-// the second image holds is worth nothing: older content would come over newer.
+// Now and then only, while the guest is quiet and little is left in the first image. A view is worth nothing any more once
+// the second image holds something newer: older content would come over it.
 
 import type { PlanePort, ViewHandle } from "../../adapters/plane/messages.ts";
 import type { BlockRun } from "../../core/cleaner/runs.ts";
