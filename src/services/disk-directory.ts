@@ -137,6 +137,12 @@ async function openSecond(...[path, format]: Parameters<typeof openSecondImage>)
 	}
 }
 
+/** Host space, in bytes. */
+export interface HostBytes {
+	readonly first: number;
+	readonly second: number;
+}
+
 /** An open disk: its description, its locked images, and the records about them. */
 export class DiskDirectory implements AsyncDisposable {
 	/** Absolute. */
@@ -192,10 +198,11 @@ export class DiskDirectory implements AsyncDisposable {
 	get firstPath(): string {
 		return firstImagePath(this.path);
 	}
-	/** Host space that first.log takes, in bytes. */
-	async firstHostBytes(): Promise<number> {
+	/** Host space that both images take. */
+	async hostBytes(): Promise<HostBytes> {
+		const [first, second] = await Promise.all([this.#first.stat(), this.second.allocatedBytes()]);
 		// st_blocks counts 512-byte units whatever the file system's own unit is (stat(2)).
-		return (await this.#first.stat()).blocks * 512;
+		return { first: first.blocks * 512, second };
 	}
 	/** The 16 bytes that first.log must carry. */
 	get uuid(): Uint8Array {

@@ -60,10 +60,16 @@ export interface StatusParts {
 }
 
 /** Throws DISK_STOPPED or IO. */
-export async function diskStatus({ directory, plane, cleaner, isCleaning, freezer }: StatusParts): Promise<DiskStatus> {
+export async function servedStatus({
+	directory,
+	plane,
+	cleaner,
+	isCleaning,
+	freezer,
+}: StatusParts): Promise<DiskStatus> {
 	const now = await plane.ask("status");
 	const { second, description, stand } = directory;
-	const sizes = await hostSizes(directory);
+	const sizes = await directory.hostBytes();
 	return {
 		name: basename(directory.path),
 		uuid: description.uuid,
@@ -95,17 +101,6 @@ export async function diskStatus({ directory, plane, cleaner, isCleaning, freeze
 		snapshots: await directory.snapshots.status(),
 		stalled: now.stalled,
 	};
-}
-
-/** Host bytes of both images. */
-export interface HostSizes {
-	readonly first: number;
-	readonly second: number;
-}
-
-export async function hostSizes(directory: DiskDirectory): Promise<HostSizes> {
-	const [first, second] = await Promise.all([directory.firstHostBytes(), directory.second.allocatedBytes()]);
-	return { first, second };
 }
 
 const perGiB = (bytes: number, of: number): number | null => (of === 0 ? null : Math.round((bytes / of) * 2 ** 30));

@@ -22,8 +22,8 @@ import { CleaningTurns } from "./clean/turns.ts";
 import type { VolumeStatus } from "./clean/volume-status.ts";
 import type { ReadView } from "./clean/volumes.ts";
 import { type ClientLimits, clientSetup, shared } from "./client-setup.ts";
-import { type DiskDirectory, openDiskDirectory } from "./disk-directory.ts";
-import { type DiskStatus, diskStatus, type HostSizes, hostSizes } from "./disk-status.ts";
+import { type DiskDirectory, type HostBytes, openDiskDirectory } from "./disk-directory.ts";
+import { type DiskStatus, servedStatus } from "./disk-status.ts";
 import type { FreezableDisk, Freezer } from "./freezer.ts";
 import type { RateLimit } from "./rate-limit.ts";
 import type { ReadableSnapshot, SnapshotStatus } from "./snapshots.ts";
@@ -253,7 +253,7 @@ export class ServedDisk implements AsyncDisposable {
 		readonly vmOff?: boolean;
 		readonly onProgress?: (counters: CleanerCounters) => void;
 	} = {}): Promise<CleanReport> {
-		const before = await hostSizes(this.#directory);
+		const before = await this.#directory.hostBytes();
 		const counters = { ...this.#cleaner.counters };
 		const kept = vmOff ? await this.#upkeep.dropWithVmOff(this.#policy.lvmFree === "keep") : undefined;
 		return await this.#exclusive(async () => {
@@ -276,7 +276,7 @@ export class ServedDisk implements AsyncDisposable {
 		await this.#upkeep.refuseClients("commit");
 		const status = await this.#plane.ask("status");
 		return await this.#exclusive(async () => {
-			const before = await hostSizes(this.#directory);
+			const before = await this.#directory.hostBytes();
 			const counters = { ...this.#cleaner.counters };
 			// First drop what can be dropped, so that it is not copied; then move all the rest, young or not.
 			for (let round = 0; round < CLEAN_ROUNDS_MAX; round++) {
@@ -359,7 +359,7 @@ export class ServedDisk implements AsyncDisposable {
 	}
 
 	status(): Promise<DiskStatus> {
-		return diskStatus({
+		return servedStatus({
 			directory: this.#directory,
 			plane: this.#plane,
 			cleaner: this.#cleaner,
@@ -412,8 +412,8 @@ export class ServedDisk implements AsyncDisposable {
 		return this.#background.exclusive.run(work);
 	}
 
-	async #report(before: HostSizes, counters: CleanerCounters): Promise<CleanReport> {
-		const after = await hostSizes(this.#directory);
+	async #report(before: HostBytes, counters: CleanerCounters): Promise<CleanReport> {
+		const after = await this.#directory.hostBytes();
 		const now = this.#cleaner.counters;
 		return {
 			droppedBytes: now.droppedBytes - counters.droppedBytes,

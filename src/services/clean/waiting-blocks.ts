@@ -10,15 +10,17 @@ import { BLOCK_SIZE, byteCount, byteOffset } from "../../foundations/units.ts";
 import type { Dropped } from "./dropper.ts";
 import type { ServedVolume } from "./volumes.ts";
 
+type Waiting = Pick<Dropped, "young" | "rest">;
+
 export class WaitingBlocks {
-	readonly #byVolume = new Map<ServedVolume, Pick<Dropped, "young" | "rest">>();
+	readonly #byVolume = new Map<ServedVolume, Waiting>();
 
 	clear(): void {
 		this.#byVolume.clear();
 	}
 
 	/** What a drop left behind. */
-	set(volume: ServedVolume, waiting: Pick<Dropped, "young" | "rest">): void {
+	set(volume: ServedVolume, waiting: Waiting): void {
 		this.#byVolume.set(volume, waiting);
 	}
 
