@@ -11,7 +11,7 @@ import { ABSENT, FirstImage, formatFirstImage, ZERO } from "../../src/core/log/f
 import { FORMAT_VERSION } from "../../src/core/log/format.ts";
 import { byteCount, byteOffset } from "../../src/foundations/units.ts";
 import { Random } from "../sim/random.ts";
-import { PowerCut, pinned, SimFile, World } from "../sim/sim-file.ts";
+import { PowerCut, pinned, SimFile, SOME_TORN, World } from "../sim/sim-file.ts";
 
 const document = new URL("../../docs/format/first-image.md", import.meta.url);
 const golden = (version: number) => new URL(`first-image-v${version}.log.gz`, import.meta.url);
@@ -27,7 +27,7 @@ const filled = (value: number, blocks: number) => pinned(new Uint8Array(blocks *
 
 /** The example of the document: a disk of 1 MiB with segments of 16 KiB. */
 function sampleImage(): SimFile {
-	const file = new SimFile(new World(new Random(1)));
+	const file = new SimFile(new World(new Random(1), SOME_TORN));
 	const uuid = Uint8Array.from({ length: 16 }, (_, i) => 0xa0 + i);
 	formatFirstImage(file, { uuid, diskBytes: byteCount(1 << 20), segmentBytes: 16_384 });
 	const log = open(file);
@@ -94,7 +94,7 @@ function shown(file: SimFile, log: FirstImage): (string | number)[] {
 
 const expected = ["absent", 0x11, 0x22, "absent", "zero", "zero", "zero", "zero", "absent"];
 
-function stored(version: number, world = new World(new Random(1))): SimFile {
+function stored(version: number, world = new World(new Random(1), SOME_TORN)): SimFile {
 	const file = new SimFile(world);
 	file.write(gunzipSync(readFileSync(golden(version))), 0);
 	file.datasync();
@@ -149,7 +149,7 @@ test("a cut while version 1 becomes version 2 leaves nothing that a vmsweep of v
 	let mixed = 0;
 	for (let seed = 1; seed <= 40; seed++)
 		for (let call = 1; ; call++) {
-			const world = new World(new Random(seed));
+			const world = new World(new Random(seed), SOME_TORN);
 			const file = stored(1, world);
 			world.cutAt = world.calls + call;
 			try {

@@ -35,7 +35,7 @@ import { Model } from "./model.ts";
 import { checkQcow2 } from "./qcow2-checker.ts";
 import { Random } from "./random.ts";
 import { type Chooser, Scheduler } from "./scheduler.ts";
-import { type Corruption, PowerCut, pinned, unitsOf, World } from "./sim-file.ts";
+import { type Corruption, PowerCut, pinned, SOME_TORN, unitsOf, World } from "./sim-file.ts";
 import { SimPlane } from "./sim-plane.ts";
 import { allocatedIn, DISK_BLOCKS_MAX } from "./sim-second.ts";
 import { type SnapshotDisk, SnapshotHistory } from "./snapshot-history.ts";
@@ -46,6 +46,7 @@ const BLOCK = 4096;
 /** Descriptors mean nothing here. */
 const FIRST_FD = 1_000_001;
 const UUID = new Uint8Array(16).fill(7);
+
 /** What storage did to one of the disk's files. */
 interface Misdeed extends Corruption {
 	readonly name: "first" | "second" | "sums";
@@ -136,7 +137,7 @@ export class DiskHistory implements SnapshotDisk {
 		this.#mutant = options.mutant;
 		this.#chooser = options.chooser;
 		const { random } = this;
-		this.world = new World(random);
+		this.world = new World(random, SOME_TORN);
 		this.blocks = options.small ? 4 : random.pick([5, 12, DISK_BLOCKS_MAX]);
 		this.#segmentBytes = (options.small ? 16 : random.pick([16, 16, 32, 64])) * 1024;
 		if (!options.small) {
@@ -349,7 +350,7 @@ export class DiskHistory implements SnapshotDisk {
 			// All of them where they are few; else spread over all, and always none and everything.
 			const subset = units.length <= 20 && 2 ** units.length <= subsetsMax ? i : this.#sample(i, units.length);
 			const kept = units.filter((_, unit) => (subset >> (unit % 20)) & 1);
-			const world = new World(new Random(1));
+			const world = new World(new Random(1), SOME_TORN);
 			const first = this.files.first.clone(world);
 			const second = this.files.second.clone(world);
 			first.cutKeeping(new Set(kept.flatMap((unit) => unit.first)), i % 2 === 0);
@@ -773,20 +774,19 @@ export class DiskHistory implements SnapshotDisk {
 
 	/** One round, beside whatever else goes on. */
 	#startCleaner(options: RoundOptions): void {
-		if (this.#cleaning) return;
-		this.#cleaning = true;
+		if (!this.isFree) return;
 		this.tally.rounds++;
-		const cleaner = this.cleaner;
+		const { cleaner } = this;
 		const moved = cleaner.counters.movedBytes;
-		this.live.spawn(async () => {
+		this.exclusively(async () => {
 			try {
 				await cleaner.round(options);
 			} catch (error) {
 				this.tally.brokenRounds++;
-				this.#tolerate(error);
+				throw error;
+			} finally {
+				this.tally.movedBlocks += (cleaner.counters.movedBytes - moved) / BLOCK;
 			}
-			this.tally.movedBlocks += (cleaner.counters.movedBytes - moved) / BLOCK;
-			this.#cleaning = false;
 		});
 	}
 

@@ -16,7 +16,7 @@ import { Enumerator } from "./enumerator.ts";
 import { mutants } from "./mutants.ts";
 import { Random } from "./random.ts";
 import { assertReached, withReplay } from "./replay.ts";
-import { pinned, SimFile, World } from "./sim-file.ts";
+import { pinned, SimFile, SOME_TORN, World } from "./sim-file.ts";
 
 const runs = Number(process.env.VMSWEEP_SIM_RUNS ?? 1500);
 const firstSeed = Number(process.env.VMSWEEP_SIM_SEED ?? 1);
@@ -79,7 +79,7 @@ test("storage that breaks its word is noticed, never served", async (t) => {
 });
 
 test("zeros that a power cut could still undo are not punched, whatever older zeros there were", () => {
-	const file = new SimFile(new World(new Random(1)));
+	const file = new SimFile(new World(new Random(1), SOME_TORN));
 	const uuid = new Uint8Array(16).fill(7);
 	formatFirstImage(file, { uuid, diskBytes: byteCount(8 * 4096), segmentBytes: 16 * 1024, limitBytes: 0 });
 	const log = FirstImage.open(file, {

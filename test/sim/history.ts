@@ -14,7 +14,7 @@ import { byteCount, byteOffset } from "../../src/foundations/units.ts";
 import { blocksOf, valueIn } from "./blocks.ts";
 import { Model } from "./model.ts";
 import { Random } from "./random.ts";
-import { PowerCut, pinned, SimFile, World } from "./sim-file.ts";
+import { PowerCut, pinned, SimFile, SOME_TORN, World } from "./sim-file.ts";
 
 const BLOCK = 4096;
 
@@ -69,7 +69,7 @@ export class History {
 		this.random = new Random(seed);
 		this.tally = tally;
 		this.#safeguards = safeguards;
-		this.world = new World(this.random);
+		this.world = new World(this.random, SOME_TORN);
 		this.first = new SimFile(this.world);
 		this.second = new SimFile(this.world);
 		this.#blocks = blocks ?? this.random.pick([4, 12, 40]);

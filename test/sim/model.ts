@@ -71,11 +71,8 @@ export class Model {
 	/** Blocks that may show anything after the first `events` events, as far as the guest doesn't use them. */
 	unsettled(events = this.#events.length): Set<number> {
 		const isUnsettled = (block: number): boolean => {
-			const past = this.#byBlock[block]!.filter(({ index }) => index < events);
-			// A write that failed may not be there: what was before it counts as well.
-			const first = past.findLastIndex(({ maybe }) => !maybe);
-			const possible = first < 0 ? [this.#initial[block]!, ...past] : past.slice(first);
-			return possible.some(({ dropped }) => dropped);
+			const last = this.#byBlock[block]!.findLastIndex(({ index }) => index < events);
+			return this.#possible(block, last + 1).some(({ dropped }) => dropped);
 		};
 		return new Set(Array.from({ length: this.blocks }, (_, block) => block).filter(isUnsettled));
 	}
@@ -126,14 +123,20 @@ export class Model {
 		};
 	}
 
-	/** The last of the first `count` events of a block, or one of the failed ones after it, left `value`. */
+	/** One of the events that the first `count` of a block's end with left `value`. */
 	#explains(block: number, count: number, value: number, inUse: boolean): boolean {
+		return this.#possible(block, count).some((event) => (event.dropped && !inUse) || event.value === value);
+	}
+
+	/** What a block may hold after its first `count` events, newest first: the last that did not fail, or a failed one after it. */
+	#possible(block: number, count: number): Event[] {
 		const events = this.#byBlock[block]!;
+		const possible: Event[] = [];
 		for (let i = count - 1; i >= -1; i--) {
 			const event = i >= 0 ? events[i]! : this.#initial[block]!;
-			if ((event.dropped && !inUse) || event.value === value) return true;
-			if (!event.maybe) return false;
+			possible.push(event);
+			if (!event.maybe) break;
 		}
-		return false;
+		return possible;
 	}
 }

@@ -80,8 +80,7 @@ export class StoreHistory {
 		this.#base = base;
 		this.#random = new Random(seed);
 		this.#looks = new Random(seed);
-		this.#world = new World(this.#random);
-		this.#world.tearPercent = 0;
+		this.#world = new World(this.#random, 0);
 		this.#sim = new SimFile(this.#world);
 		this.#sim.write(base.bytes, 0);
 		this.#sim.datasync();

@@ -16,6 +16,8 @@ import { VmsweepError } from "../../src/foundations/errors.ts";
 import type { Random } from "./random.ts";
 
 export const SECTOR = 512;
+/** Percent of sectors that are torn, for files that must bear it. */
+export const SOME_TORN = 4;
 
 /** Thrown by every call from the power cut on. */
 export class PowerCut extends Error {}
@@ -37,15 +39,16 @@ export class World {
 	wholeCalls = false;
 	/** What the disk writes as a whole: 512 or 4096 bytes, aligned. All sectors of a unit share their fate. */
 	atomicBytes: 512 | 4096 = 512;
-	/** Percent of unflushed sectors that a cut leaves as a byte-wise mix of two contents. */
-	tearPercent = 4;
+	/** Percent of unflushed sectors that a cut leaves as a byte-wise mix of two contents: 0 for who can't bear any. */
+	tearPercent: number;
 	/** Keeps what writes replaced, so that `corrupt` can lose some. */
 	remembers = false;
 	/** Percent of asynchronous transfers that do less than they were asked for. */
 	shortPercent = 0;
 
-	constructor(random: Random) {
+	constructor(random: Random, tearPercent: number) {
 		this.random = random;
+		this.tearPercent = tearPercent;
 	}
 
 	/** Counts a call. "cut" and errors: the caller applies a part of its effect, then throws `failure()`. */
